@@ -1,0 +1,14 @@
+"""cifar_jax: image classification on CIFAR-10 in JAX and Flax. The API of a research script:
+
+import cifar_jax as cj
+recipe = cj.load_recipe("configs/resnet18.py", {"optimizer.learning_rate": 0.1})
+run = cj.fit(recipe, workdir="runs/r18")
+result = cj.evaluate(run, split="test")
+classifier = cj.load_run("runs/r18")
+"""
+
+from cifar_jax.recipe import InputError, override
+from cifar_jax.run import evaluate, fit, load_recipe
+from cifar_jax.workdir import Run, load_run
+
+__all__ = ["InputError", "Run", "evaluate", "fit", "load_recipe", "load_run", "override"]

@@ -1,0 +1,76 @@
+"""What a run tells: metrics.jsonl, a line an epoch, and a progress bar."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class MetricsFile:
+    """metrics.jsonl. Lines are whole or absent: a half-written last line is dropped by every reader."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, lines: list[dict[str, Any]]) -> None:
+        """Writes the lines through to the disk, so that a checkpoint saved afterwards never knows more than the log."""
+        with self.path.open("a") as file:
+            file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> list[dict[str, Any]]:
+        return read_metrics(self.path)
+
+    def truncate(self, epoch: int) -> list[dict[str, Any]]:
+        """Drops the lines after `epoch`, which a resumed run writes again; returns the others."""
+        kept = [line for line in self.read() if line["epoch"] <= epoch]
+        draft = self.path.with_suffix(".tmp")
+        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(draft, self.path)
+        return kept
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl; [] where there is none."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(errors="replace").split("\n")[:-1]:  # what follows the last newline is not whole
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Progress:
+    """A bar that counts epochs and keeps its clock running while the device works."""
+
+    def __init__(self, epochs: int, done: int, shown: bool) -> None:
+        form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} epochs [{elapsed}<{remaining}{postfix}]"
+        self.bar = tqdm(total=epochs, initial=done, desc="training", bar_format=form, disable=not shown, leave=True)
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Returns when `ready()`; stays open to Ctrl-C, which a wait inside the runtime is not."""
+        pause = 0.0005
+        while not ready():
+            time.sleep(pause)
+            pause = min(0.2, pause * 1.5)
+            if pause >= 0.2:
+                self.bar.refresh()
+
+    def update(self, lines: list[dict[str, Any]]) -> None:
+        last = lines[-1]
+        shown = {"loss": f"{last['train_loss']:.3f}", "train": f"{last['train_accuracy']:.1%}"}
+        if last["validation_accuracy"] is not None:
+            shown["validation"] = f"{last['validation_accuracy']:.1%}"
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(len(lines))
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,41 @@
+"""Two convolutions with max-pooling and a fully connected head: the network of many a first tutorial.
+
+    layer                     output (32x32 input, width 32)
+    conv 5x5, activation      32 x 32 x 32
+    max-pool 2x2              16 x 16 x 32
+    conv 5x5, activation      16 x 16 x 64
+    max-pool 2x2               8 x  8 x 64
+    dense, activation, dropout     hidden
+    dense                     num_classes
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cifar_jax.layers import Convolution, activation, max_pool
+
+
+class CNN(nn.Module):
+    num_classes: int
+    width: int = 32  # channels of the first convolution; the second has twice as many
+    kernel_size: int = 5
+    hidden: int = 128
+    activation: str = "relu"
+    dropout: float = 0.0  # share of the hidden units dropped in training
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        activate = activation(self.activation)
+        kernel_size = (self.kernel_size, self.kernel_size)
+        x = images
+        for features in (self.width, 2 * self.width):
+            x = Convolution(features, kernel_size, dtype=self.dtype)(x)
+            x = max_pool(activate(x))
+        x = x.reshape(x.shape[0], -1)
+        x = activate(nn.Dense(self.hidden, dtype=self.dtype)(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

@@ -1,0 +1,183 @@
+"""Recipes: a ConfigDict that names everything a run depends on, and the only ways to change, check and read one.
+
+A recipe is data. The sections in `BUILT` name a function of a table and give its parameters,
+`{"name": "resnet18", "width": 64}`; `build` calls it. All other fields are those of `configs/base.py` and nothing else.
+"""
+
+import difflib
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+# The sections that name a function of a table; their other fields are its parameters.
+BUILT = ("model", "optimizer", "schedule", "loss")
+
+Table = Mapping[str, Callable[..., Any]]
+
+
+class InputError(ValueError):
+    """A mistake of the caller's, told in one sentence: what was wrong, what is allowed, what to do."""
+
+
+def nearest(word: str, known: Iterator[str] | list[str]) -> str:
+    """-> "; did you mean 'resnet18'? Known: a, b, c" for an error sentence."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return (f"; did you mean '{close[0]}'?" if close else ".") + f" Known: {', '.join(names)}"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"width": 3}} -> {"model.width": 3}; keys that are dotted already stay."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping | ConfigDict | FrozenConfigDict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def override(recipe: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """A copy of `recipe` with `changes`, nested or dotted: override(recipe, {"optimizer.learning_rate": 0.1}).
+
+    A built section that is given whole, with its name, replaces the old one; so does another `model.name`, because the
+    parameters of one function say nothing about another. A value may be a tracer where only a number changes, so that a
+    sweep can map over it.
+
+    Raises InputError on a field that does not exist or a value of another type.
+    """
+    changed = ConfigDict(recipe, convert_dict=True).copy_and_resolve_references()
+    changed.unlock()
+    flat = flatten(changes)
+    for section in BUILT:
+        name = flat.pop(f"{section}.name", changed[section].name)
+        given_whole = "name" in changes.get(section, ())
+        if given_whole or name != changed[section].name:
+            changed[section] = ConfigDict({"name": name})
+    for path, value in flat.items():
+        *parents, field = path.split(".")
+        section = changed
+        for depth, name in enumerate(parents):
+            if name not in section or not isinstance(section[name], ConfigDict):
+                known = [".".join([*parents[:depth], key]) for key in section]
+                raise InputError(f"recipe field '{path}' is unknown{nearest('.'.join(parents[: depth + 1]), known)}")
+            section = section[name]
+        if isinstance(section.get(field), ConfigDict) and not callable(value):
+            raise InputError(f"recipe field '{path}' is {value!r}; it is a section of fields: {', '.join(section[field])}")
+        if field in section:
+            value = _as_type_of(path, value, section[field])
+        elif parents[:1] not in [[name] for name in BUILT]:
+            prefix = "".join(f"{name}." for name in parents)
+            raise InputError(f"recipe field '{path}' is unknown{nearest(path, [prefix + key for key in section])}")
+        with section.ignore_type():
+            section[field] = tuple(value) if isinstance(value, list) else value
+    return changed
+
+
+def _as_type_of(path: str, value: Any, default: Any) -> Any:
+    """`value` as a `type(default)`, where that loses nothing: an int will do for a float."""
+    if isinstance(value, jax.Array) or callable(value) or not isinstance(default, bool | int | float | str | tuple | list):
+        return value
+    if isinstance(default, bool) or isinstance(value, bool):
+        fits = isinstance(default, bool) and isinstance(value, bool)
+    elif isinstance(default, float):
+        fits = isinstance(value, int | float)
+        value = float(value) if fits else value
+    elif isinstance(default, int):
+        fits = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        value = int(value) if fits else value
+    elif isinstance(default, tuple | list):
+        fits = isinstance(value, tuple | list)
+    else:
+        fits = isinstance(value, type(default))
+    if not fits:
+        kind = f"a {type(default).__name__}"
+        raise InputError(f"recipe field '{path}' is {value!r}, a {type(value).__name__}; it takes {kind}, such as {default!r}")
+    return value
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters that a recipe may set, each with its default, or with an example where it has none."""
+    accepted = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is not inspect.Parameter.empty:
+            accepted[name] = parameter.default
+        elif parameter.annotation in (bool, int, float, str):
+            accepted[name] = parameter.annotation()
+    return {name: default for name, default in accepted.items() if name not in ("name", "parent")}
+
+
+def build(table: Table, section: Any, kind: str, **given: Any) -> Any:
+    """Calls the function that `section.name` names in `table` with the section's parameters and those of `given` that
+    it takes. `section.name` may be the function itself; an object that is no function (a Linen module) is the result.
+
+    Raises InputError on a name or a parameter that is unknown, or a parameter of another type.
+    """
+    function = section.name
+    if isinstance(function, str):
+        if function not in table and "." in function:
+            raise InputError(f"{kind} '{function}' is no part of cifar_jax; pass the function itself: {kind}=...")
+        if function not in table:
+            raise InputError(f"{kind} '{function}' is unknown{nearest(function, list(table))}")
+        function = table[function]
+    elif not (inspect.isroutine(function) or inspect.isclass(function) or isinstance(function, functools.partial)):
+        return function
+    signature = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values())
+    allowed = {name: default for name, default in parameters(function).items() if name not in given}
+    chosen = {name: value for name, value in given.items() if takes_any or name in signature}
+    for name, value in section.items():
+        if name in allowed:
+            chosen[name] = _as_type_of(f"{kind}.{name}", value, allowed[name])
+        elif name != "name":
+            field = f"recipe field '{kind}.{name}' is unknown to {kind} '{section.name}'"
+            raise InputError(field + nearest(name, list(allowed)))
+    for name, parameter in signature.items():
+        if name in allowed and name not in chosen and parameter.default is inspect.Parameter.empty:
+            raise InputError(f"{kind} '{section.name}' needs a value for '{kind}.{name}'; set it in the recipe")
+    return function(**chosen)
+
+
+def freeze(recipe: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
+    """The recipe that nothing can change any more: what functions take."""
+    return FrozenConfigDict(recipe)
+
+
+def to_json(recipe: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
+    """The recipe as plain values. A function that stands in it becomes "module.name", which no table holds."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, ConfigDict | FrozenConfigDict):
+            return {key: plain(value[key]) for key in value}
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        if callable(value):
+            owner = value if hasattr(value, "__qualname__") else type(value)
+            return f"{owner.__module__}.{owner.__qualname__}"
+        return value
+
+    return plain(recipe)
+
+
+def from_json(values: Mapping[str, Any]) -> ConfigDict:
+    """The inverse of `to_json` for recipes without functions."""
+    return ConfigDict(json.loads(json.dumps(values), object_hook=_tuples))
+
+
+def _tuples(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+
+
+def differences(old: ConfigDict | FrozenConfigDict, new: ConfigDict | FrozenConfigDict) -> list[str]:
+    """One line a field that differs: "optimizer.learning_rate: 0.1 -> 0.2"."""
+    before, after = flatten(to_json(old)), flatten(to_json(new))
+    return [
+        f"{path}: {before.get(path, 'absent')} -> {after.get(path, 'absent')}"
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path, "absent") != after.get(path, "absent")
+    ]

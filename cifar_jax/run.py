@@ -1,0 +1,334 @@
+"""fit: the only training loop. It feeds the pure functions of `train` and `evaluation`, and keeps a workdir."""
+
+import contextlib
+import functools
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cifar_jax import data as datalib
+from cifar_jax import evaluation, train
+from cifar_jax.checkpoint import Checkpoints, read_json, write_json
+from cifar_jax.devices import Placement, compute_dtype, jit
+from cifar_jax.log import MetricsFile, Progress
+from cifar_jax.metrics import Evaluation, summarise
+from cifar_jax.recipe import InputError, freeze, from_json, override
+from cifar_jax.workdir import Run, claim, load_run, locked, with_functions
+
+# Numbers that enter the compiled program as arguments, so that runs that differ in nothing else share one program.
+NUMBERS = ("seed", "optimizer.learning_rate")
+
+
+def load_recipe(path: str | Path, changes: Mapping[str, Any] | None = None) -> ConfigDict:
+    """The recipe of a file, `configs/cnn.py` or a run's `recipe.json`, over `configs/base.py`, with `changes`.
+
+    Raises InputError where the file is missing or a field is unknown.
+    """
+    file = _recipe_file(Path(path))
+    if file.suffix == ".json":
+        chosen = from_json(read_json(file))
+    else:
+        chosen = _get_config(file)
+    recipe = override(_get_config(_recipe_file(Path("configs/base.py"))), chosen)
+    return override(recipe, changes or {})
+
+
+def _recipe_file(path: Path) -> Path:
+    """The file itself, or the one of that name among the recipes that come with the package."""
+    package = Path(__file__).parent
+    for candidate in (path, package.parent / path, package / path):
+        if candidate.is_file():
+            return candidate
+    folder = package.parent / "configs" if (package.parent / "configs").is_dir() else package / "configs"
+    known = ", ".join(sorted(f"configs/{file.name}" for file in folder.glob("*.py") if file.stem != "base"))
+    raise InputError(f"recipe '{path}' is not a file; known recipes: {known}")
+
+
+def _get_config(file: Path) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"recipe '{file}' is neither a .py nor a .json file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def fit(
+    recipe: Any,
+    workdir: str | Path | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    data: Mapping[str, datalib.Split] | None = None,
+    model: Any = None,
+    optimizer: Any = None,
+    schedule: Any = None,
+    loss: Any = None,
+    augment: Any = None,
+    progress: bool = True,
+) -> Run:
+    """Trains what the recipe says, evaluates it once on the test split, and returns the run.
+
+    With a `workdir` the run is kept there: called again it resumes where it stopped, bit for bit on the CPU, and a
+    complete run is returned as it is. `data` holds the splits "train" and "test" in place of the recipe's data set. A
+    function, or a Linen module, may stand in for what the recipe names:
+        model(num_classes, dtype) -> module        optimizer(learning_rate) -> optax.GradientTransformation
+        schedule(epoch, epochs) -> factor          loss(logits, targets) -> [B]
+        augment(key, images, targets) -> (images, targets)
+
+    Raises InputError, before anything is written, on a recipe, data or workdir that cannot serve.
+    """
+    functions = {"model": model, "optimizer": optimizer, "schedule": schedule, "loss": loss, "augment": augment}
+    recipe = with_functions(recipe, functions)
+    training = data["train"] if data else datalib.load(recipe.data.name, "train", data_dir, progress)
+    recipe = freeze(_resolve(recipe, training))
+    placement = Placement()
+    placement.check("batch_size", recipe.batch_size)
+    train.check(recipe)
+    evaluate_test = functools.partial(evaluate, split="test", data_dir=data_dir, data=data, progress=progress)
+    if workdir is None:
+        return _finish(_train(recipe, training, placement, None, progress), evaluate_test)
+    workdir = Path(workdir)
+    with locked(workdir):
+        claim(workdir, recipe, training.digest, training.classes)
+        if (workdir / "evaluation.json").exists():
+            return load_run(workdir, **functions)
+        return _finish(_train(recipe, training, placement, workdir, progress), evaluate_test)
+
+
+def evaluate(
+    run: Run,
+    split: str = "test",
+    *,
+    views: str | None = None,
+    data_dir: str | Path | None = None,
+    data: Mapping[str, datalib.Split] | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """The run's model on "test", "validation" (what its training held out) or "train" (what it was trained on)."""
+    recipe, source = run.recipe, "test" if split == "test" else "train"
+    if split not in ("test", "validation", "train"):
+        raise InputError(f"split '{split}' is unknown; it is one of test, validation, train")
+    images = data[source] if data else datalib.load(recipe.data.name, source, data_dir, progress)
+    if images.classes != run.classes:
+        raise InputError(f"data set '{recipe.data.name}' has classes {images.classes}; the run knows {run.classes}")
+    chosen: Any = slice(None)
+    if split != "test":
+        chosen = datalib.hold_out(images.labels, recipe.data.validation, recipe.data.seed)[split == "validation"]
+        if not len(chosen):
+            raise InputError("this run held out no images (data.validation=0), so it has no split 'validation'")
+    placement = Placement()
+    size = -(-recipe.evaluation.batch_size // len(placement.devices)) * len(placement.devices)
+    recipe = freeze(override(recipe, {"evaluation.batch_size": size}))
+    views = views or recipe.evaluation.views
+    program = jit(lambda *arrays: evaluation.sums(recipe, *arrays, views=views, placement=placement.batch))
+    arrays = placement.put((run.state, images.images[chosen], images.labels[chosen]))
+    return summarise(jax.device_get(program(*arrays)), run.classes, split)
+
+
+def _resolve(recipe: ConfigDict, training: datalib.Split) -> ConfigDict:
+    """The recipe with the fields that the data set and the machine decide."""
+    if not 0 <= recipe.data.validation < len(training.labels):
+        datalib.hold_out(training.labels, recipe.data.validation, recipe.data.seed)  # raises, in its words
+    return override(
+        recipe,
+        {
+            "dtype": compute_dtype(recipe.dtype),
+            "data.num_classes": len(training.classes),
+            "data.image_shape": tuple(training.images.shape[1:]),
+            "data.train_count": len(training.labels) - recipe.data.validation,
+        },
+    )
+
+
+def _chunk(recipe: Any, epochs: int, placement: Any, numbers: Any, state: Any, train_set: Any, validation_set: Any) -> Any:
+    """`epochs` epochs as one program -> (state, sums [epochs, ...], whether every parameter is finite)."""
+    recipe = override(recipe, numbers)
+
+    def epoch(state, _):
+        state, sums = train.train_epoch(recipe, state, *train_set, placement)
+        if validation_set is not None:
+            seen = evaluation.sums(recipe, state, *validation_set, views="one", placement=placement)
+            sums["validation_loss_sum"] = seen["loss_sum"]
+            sums["validation_correct"] = jnp.trace(seen["confusion"])
+        return state, sums
+
+    state, sums = jax.lax.scan(epoch, state, length=epochs)
+    finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]))
+    return state, sums, finite
+
+
+def _train(recipe: Any, training: datalib.Split, placement: Placement, workdir: Path | None, progress: bool) -> Run:
+    """The loop over chunks. The next chunk runs while the host reads, checks, logs and saves the last one."""
+    steps = train.steps_per_epoch(recipe)
+    kept, held = datalib.hold_out(training.labels, recipe.data.validation, recipe.data.seed)
+    put = lambda chosen: placement.put((training.images[chosen], training.labels[chosen]))
+    train_set = put(kept if len(held) else slice(None))
+    validation_set = put(held) if len(held) else None
+    numbers = {field: jnp.asarray(_field(recipe, field)) for field in NUMBERS}
+    state = placement.put(jit(lambda numbers: train.init(override(recipe, numbers)))(numbers))
+    history: list[dict[str, Any]] = []
+    best: Any = None  # the state with the best score, where early stopping may return to it
+    log = MetricsFile(workdir / "metrics.jsonl") if workdir else None
+    checkpoints = Checkpoints(workdir / "checkpoints") if workdir else None
+    restored = checkpoints.restore(state) if checkpoints else None
+    if restored:
+        state = restored[0]
+    elif recipe.init_from:
+        state = placement.put(_start_from(recipe, state))
+    if log:
+        history = log.truncate(int(state.step) // steps)
+    if restored and recipe.early_stopping.patience:
+        best = checkpoints.restore(state, "best")[0]
+
+    programs: dict[int, Any] = {}
+
+    def launch(state: Any, epoch: int) -> tuple[int, Any, Any]:
+        """Starts the chunk after `epoch`: chunks end at multiples of chunk_epochs, resumed or not."""
+        end = min(recipe.epochs, (epoch // recipe.chunk_epochs + 1) * recipe.chunk_epochs)
+        arguments = (numbers, state, train_set, validation_set)
+        if end - epoch not in programs:
+            program = jit(functools.partial(_chunk, recipe, end - epoch, placement.batch), donate_argnums=1)
+            programs[end - epoch] = program.lower(*arguments).compile()
+        state, sums, finite = programs[end - epoch](*arguments)
+        return end, state, (sums, finite)
+
+    epoch, bar = int(state.step) // steps, Progress(recipe.epochs, int(state.step) // steps, progress)
+    patient = bool(recipe.early_stopping.patience)
+    keep = jit(lambda state: jax.tree.map(jnp.copy, state))
+    with contextlib.ExitStack() as stack:
+        stack.callback(bar.close)
+        if checkpoints:
+            stack.enter_context(checkpoints)
+        running = None if _ended(recipe, history, epoch) else launch(state, epoch)
+        clock = time.perf_counter()
+        while running:
+            end, state, results = running
+            # Donation gives the state's buffers to the next chunk: what is to be saved is copied first.
+            wanted = patient or (checkpoints and (_due(recipe, epoch, end)))
+            snapshot = keep(state) if wanted else None
+            # Whether to go on is known only from the results, where the run may stop early.
+            running = launch(state, end) if end < recipe.epochs and not patient else None
+            bar.wait(lambda: all(leaf.is_ready() for leaf in jax.tree.leaves(results)))
+            seconds, clock = time.perf_counter() - clock, time.perf_counter()
+            sums, finite = jax.device_get(results)
+            lines = _lines(recipe, sums, epoch, seconds)
+            _check_finite(recipe, sums, finite, epoch)
+            score = _score(recipe, lines[-1])
+            improved = score is not None and _best(recipe, history + lines) == end
+            history += lines
+            if log:
+                log.append(lines)
+            if checkpoints and (_due(recipe, epoch, end) or (patient and improved) or _ended(recipe, history, end)):
+                checkpoints.save(end * steps, snapshot, {"score": score} if score is not None else None)
+            if patient:
+                best = snapshot if improved else best
+                running = None if _ended(recipe, history, end) else launch(state, end)
+            bar.update(lines)
+            epoch = end
+    return Run(recipe, best if patient else state, training.classes, history, workdir, None)
+
+
+def _field(recipe: Any, path: str) -> Any:
+    return functools.reduce(lambda section, name: section[name], path.split("."), recipe)
+
+
+def _due(recipe: Any, start: int, end: int) -> bool:
+    """Whether a checkpoint belongs after the chunk of epochs start..end."""
+    every = recipe.checkpoint.every_epochs
+    return end // every > start // every or end == recipe.epochs
+
+
+def _score(recipe: Any, line: dict[str, Any]) -> float | None:
+    """What early stopping and the best checkpoint compare, larger is better; None without a validation split."""
+    value = line[recipe.early_stopping.metric]
+    return value if value is None or recipe.early_stopping.metric == "validation_accuracy" else -value
+
+
+def _best(recipe: Any, history: list[dict[str, Any]]) -> int:
+    """The first epoch with the highest score."""
+    return max(history, key=lambda line: (_score(recipe, line), -line["epoch"]))["epoch"]
+
+
+def _ended(recipe: Any, history: list[dict[str, Any]], epoch: int) -> bool:
+    """Whether all epochs are done, or the validation metric has not improved for `patience` of them."""
+    patience = recipe.early_stopping.patience
+    return epoch >= recipe.epochs or bool(patience and history and epoch - _best(recipe, history) >= patience)
+
+
+def _lines(recipe: Any, sums: dict[str, np.ndarray], start: int, seconds: float) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl for a chunk that began after epoch `start`; `seconds` is shared among its epochs."""
+    epochs, steps = sums["loss_sum"].shape
+    lines = []
+    for index in range(epochs):
+        count = int(sums["count"][index].sum())
+        validation = {"validation_loss": None, "validation_accuracy": None}
+        if "validation_correct" in sums:
+            validation = {
+                "validation_loss": float(sums["validation_loss_sum"][index]) / recipe.data.validation,
+                "validation_accuracy": int(sums["validation_correct"][index]) / recipe.data.validation,
+            }
+        lines.append(
+            {
+                "epoch": start + index + 1,
+                "step": (start + index + 1) * steps,
+                "train_loss": float(sums["loss_sum"][index].sum(dtype=np.float64)) / count,
+                "train_accuracy": int(sums["correct"][index].sum()) / count,
+                **validation,
+                "learning_rate": float(sums["learning_rate"][index, -1]),
+                "seconds": round(seconds / epochs, 3),
+                "images_per_second": round(count * epochs / seconds, 1),
+            }
+        )
+    return lines
+
+
+def _check_finite(recipe: Any, sums: dict[str, np.ndarray], finite: Any, epoch: int) -> None:
+    """Raises InputError at the first step whose loss, or after which a parameter, is not finite."""
+    losses = sums["loss_sum"].reshape(-1)
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if len(bad) or not finite:
+        where = int(bad[0]) if len(bad) else len(losses) - 1
+        step = epoch * train.steps_per_epoch(recipe) + where
+        rate = float(sums["learning_rate"].reshape(-1)[where])
+        raise InputError(
+            f"the loss is not finite at step {step} (epoch {step // train.steps_per_epoch(recipe) + 1}, learning rate"
+            f" {rate:g}); the last good checkpoint is kept: lower optimizer.learning_rate or set gradient_clip_norm"
+        )
+
+
+def _start_from(recipe: Any, state: train.TrainState) -> train.TrainState:
+    """The new state with the weights of another run; where the classes differ, the head's stay as they were drawn."""
+    source = load_run(recipe.init_from)
+    classes, replaced = recipe.data.num_classes, source.recipe.data.num_classes != recipe.data.num_classes
+    given = {"params": source.state.params, "batch_stats": source.state.batch_stats}
+    fresh = {"params": state.params, "batch_stats": state.batch_stats}
+    if jax.tree.structure(given) != jax.tree.structure(fresh):
+        raise InputError(f"init_from '{recipe.init_from}' is a run of another model; its weights do not fit")
+
+    def choose(path, new, old):
+        if new.shape == old.shape:
+            return old
+        if replaced and new.shape[-1] == classes and new.shape[:-1] == old.shape[:-1]:
+            return new
+        name = jax.tree_util.keystr(path)
+        raise InputError(f"init_from '{recipe.init_from}' does not fit: {name} is {old.shape}, not {new.shape}")
+
+    chosen = jax.tree_util.tree_map_with_path(choose, fresh, given)
+    average = chosen if recipe.average.decay else {}
+    return state.replace(params=chosen["params"], batch_stats=chosen["batch_stats"], average=average)
+
+
+def _finish(run: Run, evaluate_test: Callable[[Run], Evaluation]) -> Run:
+    """The one look at the test split; evaluation.json marks the run complete."""
+    result = evaluate_test(run)
+    if run.workdir:
+        write_json(run.workdir / "evaluation.json", result.to_json())
+    run.evaluation = result
+    return run

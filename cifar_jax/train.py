@@ -1,0 +1,186 @@
+"""The training state and the step, as pure functions of a recipe: no I/O, no clock, no devices named.
+
+Everything is rebuilt from the recipe inside the traced function, which costs nothing at run time. Randomness is a
+function of `recipe.seed` and the step, so a resumed run is the same run.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from cifar_jax.augment import augment
+from cifar_jax.losses import LOSSES
+from cifar_jax.models import MODELS
+from cifar_jax.optim import OPTIMIZERS, SCHEDULES
+from cifar_jax.recipe import InputError, build, override
+
+Array = jax.Array
+Recipe = Any  # ConfigDict or FrozenConfigDict
+
+INIT, SHUFFLE, TRAIN = 0, 1, 2  # the uses of the seed
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Arrays only. `step` counts optimiser steps and is the only clock."""
+
+    step: Array  # int32
+    params: Any  # float32
+    batch_stats: Any  # running statistics of batch normalisation; {} without
+    opt_state: Any
+    average: Any  # {"params", "batch_stats"}: the moving average of both; {} where recipe.average.decay is 0
+
+
+def key(recipe: Recipe, use: int) -> Array:
+    """The key of one use (INIT, SHUFFLE, TRAIN) of the recipe's seed."""
+    return jax.random.fold_in(jax.random.key(recipe.seed), use)
+
+
+def model(recipe: Recipe) -> nn.Module:
+    """The Linen module of `recipe.model`, for the data set's classes and the recipe's compute dtype."""
+    classes, dtype = recipe.data.num_classes, jnp.dtype(recipe.dtype)
+    return build(MODELS, recipe.model, "model", num_classes=classes, dtype=dtype)
+
+
+def optimizer(recipe: Recipe, rate: Array | float) -> optax.GradientTransformation:
+    """The gradient transformation of one step, whose learning rate is `rate`."""
+    section = override(recipe, {"optimizer.learning_rate": jnp.asarray(rate)}).optimizer
+    transformation = build(OPTIMIZERS, section, "optimizer")
+    if recipe.gradient_clip_norm:
+        transformation = optax.chain(optax.clip_by_global_norm(recipe.gradient_clip_norm), transformation)
+    return transformation
+
+
+def steps_per_epoch(recipe: Recipe) -> int:
+    """Whole batches in the training set; the images left over are others in each epoch."""
+    return recipe.data.train_count // recipe.batch_size
+
+
+def learning_rate(recipe: Recipe, step: Array) -> Array:
+    """optimizer.learning_rate times the schedule's factor before optimiser step `step`."""
+    epoch = jnp.asarray(step, jnp.float32) / steps_per_epoch(recipe)
+    factor = build(SCHEDULES, recipe.schedule, "schedule", epoch=epoch, epochs=float(recipe.epochs))
+    return jnp.asarray(recipe.optimizer.learning_rate * factor, jnp.float32)
+
+
+def check(recipe: Recipe) -> None:
+    """Raises InputError unless the recipe, its data fields filled in, can be built and its numbers make sense."""
+    count = recipe.data.train_count
+    if recipe.batch_size > count:
+        raise InputError(f"batch_size={recipe.batch_size} is larger than the training set of {count} images; lower it")
+    for field, low, high in RANGES:
+        value = recipe
+        for name in field.split("."):
+            value = value.get(name) if not callable(value) else None
+            if value is None:
+                break
+        if isinstance(value, int | float) and not low <= value <= high:
+            allowed = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+            raise InputError(f"recipe field '{field}' is {value}; it must be {allowed}")
+    if recipe.early_stopping.patience and not recipe.data.validation:
+        raise InputError("early_stopping.patience needs a validation split; set data.validation to a number of images")
+    if recipe.early_stopping.metric not in ("validation_accuracy", "validation_loss"):
+        metric = recipe.early_stopping.metric
+        raise InputError(f"early_stopping.metric is '{metric}'; it must be 'validation_accuracy' or 'validation_loss'")
+    jax.eval_shape(lambda: learning_rate(recipe, jnp.int32(0)))
+    shapes = jax.eval_shape(lambda: init(recipe))
+    images = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.data.image_shape), jnp.uint8)
+    labels = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
+    jax.eval_shape(lambda *arguments: train_step(recipe, *arguments), shapes, images, labels)
+
+
+RANGES = [  # field, least, most
+    ("seed", 0, 2**32 - 1),
+    ("epochs", 1, float("inf")),
+    ("batch_size", 1, float("inf")),
+    ("chunk_epochs", 1, float("inf")),
+    ("data.validation", 0, float("inf")),
+    ("optimizer.learning_rate", 0, float("inf")),
+    ("optimizer.weight_decay", 0, float("inf")),
+    ("gradient_clip_norm", 0, float("inf")),
+    ("model.dropout", 0, 1),
+    ("loss.label_smoothing", 0, 1),
+    ("augment.flip", 0, 1),
+    ("augment.crop", 0, float("inf")),
+    ("average.decay", 0, 1),
+    ("early_stopping.patience", 0, float("inf")),
+    ("checkpoint.every_epochs", 1, float("inf")),
+    ("evaluation.batch_size", 1, float("inf")),
+]
+
+
+def normalise(recipe: Recipe, images: Array) -> Array:
+    """Images in 0..1 to zero mean and unit deviation by data.mean and data.std, one number or one a channel."""
+    return (images - jnp.asarray(recipe.data.mean)) / jnp.asarray(recipe.data.std)
+
+
+def init(recipe: Recipe) -> TrainState:
+    """The state before the first step, from the recipe's seed."""
+    images = jnp.zeros((1, *recipe.data.image_shape), jnp.float32)
+    variables = model(recipe).init(key(recipe, INIT), images, train=False)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer(recipe, 0.0).init(params),
+        average={"params": params, "batch_stats": batch_stats} if recipe.average.decay else {},
+    )
+
+
+def train_step(recipe: Recipe, state: TrainState, images: Array, labels: Array) -> tuple[TrainState, dict[str, Array]]:
+    """One optimiser step on images uint8 [B, H, W, C] and labels int32 [B].
+
+    Returns the next state and {"loss_sum", "correct", "count", "learning_rate"}: sums over the batch as the model saw
+    it, augmented and with dropout.
+    """
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key(recipe, TRAIN), state.step))
+    targets = jax.nn.one_hot(labels, recipe.data.num_classes)
+    inputs, targets = augment(recipe.augment, augment_key, images.astype(jnp.float32) / 255, targets)
+    inputs = normalise(recipe, inputs)
+
+    def mean_loss(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        rngs = {"dropout": dropout_key}
+        logits, updated = model(recipe).apply(variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs)
+        losses = build(LOSSES, recipe.loss, "loss", logits=logits, targets=targets)
+        return losses.mean(), (logits, updated.get("batch_stats", {}))
+
+    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    rate = learning_rate(recipe, state.step)
+    updates, opt_state = optimizer(recipe, rate).update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if recipe.average.decay:
+        latest = {"params": params, "batch_stats": batch_stats}
+        average = optax.incremental_update(latest, state.average, 1 - recipe.average.decay)
+    sums = {
+        "loss_sum": loss * len(labels),
+        "correct": jnp.sum(logits.argmax(-1) == labels),
+        "count": jnp.int32(len(labels)),
+        "learning_rate": rate,
+    }
+    return TrainState(state.step + 1, params, batch_stats, opt_state, average), sums
+
+
+def train_epoch(
+    recipe: Recipe, state: TrainState, images: Array, labels: Array, placement: Any = None
+) -> tuple[TrainState, dict[str, Array]]:
+    """Every image of uint8 [N, H, W, C] at most once, in an order that depends on the seed and the epoch.
+
+    Returns the state and train_step's sums, each [steps]. `placement` is the sharding of a batch over devices.
+    """
+    steps = steps_per_epoch(recipe)
+    order = jax.random.permutation(jax.random.fold_in(key(recipe, SHUFFLE), state.step // steps), len(images))
+    batches = order[: steps * recipe.batch_size].reshape(steps, recipe.batch_size)
+
+    def body(state, chosen):
+        batch = images[chosen], labels[chosen]
+        if placement is not None:
+            batch = jax.lax.with_sharding_constraint(batch, placement)
+        return train_step(recipe, state, *batch)
+
+    return jax.lax.scan(body, state, batches)

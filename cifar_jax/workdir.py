@@ -1,0 +1,148 @@
+"""A run as it lies on disk, and `Run`, what is known of a trained model; everything but training meets it here.
+
+    recipe.json        the resolved recipe; `--config=<workdir>/recipe.json` repeats the run
+    environment.json   versions, devices, classes, digest of the training data
+    metrics.jsonl      a line an epoch: see `log`
+    checkpoints/       with manifests/ and quarantine/: see `checkpoint`
+    evaluation.json    the test split, written last: a run that has it is complete
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cifar_jax import evaluation, train
+from cifar_jax.checkpoint import Checkpoints, read_json, write_json
+from cifar_jax.devices import jit
+from cifar_jax.log import read_metrics
+from cifar_jax.metrics import Evaluation
+from cifar_jax.recipe import InputError, differences, freeze, from_json, override, to_json
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections", "numpy")
+
+
+@dataclasses.dataclass
+class Run:
+    """A trained model with its recipe and history."""
+
+    recipe: Any  # FrozenConfigDict, resolved
+    state: train.TrainState
+    classes: tuple[str, ...]
+    history: list[dict[str, Any]]  # the lines of metrics.jsonl
+    workdir: Path | None
+    evaluation: Evaluation | None  # of the test split; None before the run is complete
+
+    def logits(self, images: np.ndarray, views: str | None = None) -> np.ndarray:
+        """images uint8 [N, H, W, C] -> float32 [N, classes]; `views` as in evaluation.VIEWS, the recipe's if None.
+
+        Raises InputError on images of another type or size.
+        """
+        images, expected = np.asarray(images), tuple(self.recipe.data.image_shape)
+        if images.dtype != np.uint8 or images.shape[1:] != expected:
+            shown = f"{images.dtype} {list(images.shape)}"
+            raise InputError(f"images are {shown}; this model takes uint8 [N, {', '.join(map(str, expected))}]")
+        size = min(self.recipe.evaluation.batch_size, max(1, len(images)))
+        scores = [np.zeros((0, len(self.classes)), np.float32)]
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            padded = np.concatenate([batch, np.zeros((size - len(batch), *expected), np.uint8)])
+            program = self._program(views or self.recipe.evaluation.views)
+            scores.append(np.asarray(program(self.state, padded))[: len(batch)])
+        return np.concatenate(scores)
+
+    @functools.cached_property
+    def _program(self) -> Any:
+        """views -> the compiled logits; compiled once for each."""
+        compiled = lambda views: jit(lambda state, images: evaluation.logits(self.recipe, state, images, views))
+        return functools.cache(compiled)
+
+
+def load_run(workdir: str | Path, which: str | None = None, **functions: Any) -> Run:
+    """The run in `workdir`, at its "last" or "best" checkpoint (by default the best where it could stop early).
+
+    `functions` are those that `fit` was given: model=..., optimizer=..., loss=.... Raises InputError where there is no
+    run, or none of its checkpoints is whole.
+    """
+    workdir = Path(workdir)
+    if not (workdir / "recipe.json").exists():
+        raise InputError(f"'{workdir}' holds no run (no recipe.json); train one with --workdir={workdir}")
+    stored = from_json(read_json(workdir / "recipe.json"))
+    recipe = freeze(with_functions(stored, functions))
+    like = jax.eval_shape(lambda: train.init(recipe))
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        restored = checkpoints.restore(like, which or ("best" if recipe.early_stopping.patience else "last"))
+    if restored is None:
+        raise InputError(f"the run in '{workdir}' has no whole checkpoint yet; train it with --workdir={workdir}")
+    done = (workdir / "evaluation.json").exists()
+    return Run(
+        recipe=recipe,
+        state=restored[0],
+        classes=tuple(read_json(workdir / "environment.json")["classes"]),
+        history=read_metrics(workdir / "metrics.jsonl"),
+        workdir=workdir,
+        evaluation=Evaluation.from_json(read_json(workdir / "evaluation.json")) if done else None,
+    )
+
+
+def with_functions(recipe: Any, functions: Mapping[str, Any]) -> ConfigDict:
+    """The recipe with the caller's functions in place of the names; an optimiser keeps the learning rate."""
+    changes = {}
+    for section, function in functions.items():
+        if function is not None:
+            changes["augment" if section == "augment" else f"{section}.name"] = function
+    if "optimizer.name" in changes:
+        changes["optimizer.learning_rate"] = recipe.optimizer.learning_rate
+    return override(recipe, changes)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Makes the workdir and keeps other processes out of it; a killed process leaves no lock behind."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"workdir '{workdir}' cannot be written ({error.strerror}); name another folder") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"workdir '{workdir}' is in use by another process; wait for it or name another") from error
+        yield
+
+
+def claim(workdir: Path, recipe: Any, data_digest: str, classes: tuple[str, ...]) -> None:
+    """Writes recipe.json and environment.json, or raises InputError where they are of another run."""
+    if (workdir / "recipe.json").exists():
+        changed = differences(from_json(read_json(workdir / "recipe.json")), recipe)
+        if changed:
+            raise InputError(f"workdir '{workdir}' holds a run of another recipe; name another folder: {'; '.join(changed)}")
+        digest = read_json(workdir / "environment.json")["data_digest"]
+        if digest != data_digest:
+            raise InputError(
+                f"workdir '{workdir}' was trained on data with digest {digest}; the data set now has {data_digest}"
+            )
+        return
+    write_json(workdir / "environment.json", {**environment(data_digest), "classes": classes})
+    write_json(workdir / "recipe.json", to_json(recipe))  # last: a workdir that has it has both
+
+
+def environment(data_digest: str) -> dict[str, Any]:
+    """What a run depended on beside its recipe."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+        "data_digest": data_digest,
+    }
