@@ -12,9 +12,6 @@ from pathlib import Path
 
 def main(arguments: list[str]) -> int:
     options, changes = parse(arguments)
-    prepare_process()
-    # The handler raises in the main thread wherever it is, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from cifar_jax.recipe import InputError
 
     try:
@@ -22,10 +19,10 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\nstopped; the same command resumes from the last checkpoint in {options.workdir}", file=sys.stderr)
         sys.stdout.flush()
-        os._exit(130)  # the device may be in the middle of an epoch that nobody waits for
+        os._exit(128 + (stop.args or (signal.SIGINT,))[0])  # the device may be amid an epoch that nobody waits for
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, object]]:
@@ -66,7 +63,7 @@ def parse_field(text: str) -> tuple[str, object]:
         usage_error(f"'{text}' is not of the form --config.FIELD=VALUE")
     field, value = match.groups()
     try:
-        return field, {"true": True, "false": False}.get(value.lower(), None) or ast.literal_eval(value)
+        return field, ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
     except (ValueError, SyntaxError):
         return field, value
 
@@ -74,6 +71,11 @@ def parse_field(text: str) -> tuple[str, object]:
 def usage_error(message: str) -> None:
     print(f"error: {message}; see 'python launch.py --help'", file=sys.stderr)
     sys.exit(2)
+
+
+def stop(number: int, frame: object) -> None:
+    """Ends the work as Ctrl-C does, wherever the main thread is."""
+    raise KeyboardInterrupt(number)
 
 
 def prepare_process() -> None:
@@ -123,4 +125,6 @@ def evaluate(options: argparse.Namespace, changes: dict[str, object]) -> int:
 COMMANDS = {"train": train, "evaluate": evaluate}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
+    prepare_process()
     sys.exit(main(sys.argv[1:]))

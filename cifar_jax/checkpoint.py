@@ -4,11 +4,11 @@ Orbax notices neither a flipped bit nor an empty step folder, which becomes its 
 written once Orbax has committed, and a step that does not match its manifest is never returned.
 
     <run>/checkpoints/<step>/      Orbax's files; the directory given to `Checkpoints`
-    <run>/manifests/<step>.json    {"files": {relative name: {"sha256", "bytes"}}, "metrics": {...} or null}
+    <run>/manifests/<step>.json    {"files": {relative name: {"sha256", "bytes"}}, "metrics": {...}}
     <run>/quarantine/<step>[-n]    steps that were found damaged, each with its manifest, <step>[-n].json
 """
 
-import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -35,10 +35,10 @@ NOT_A_MANIFEST = (ValueError, TypeError, KeyError, AttributeError)
 
 
 class Checkpoints:
-    """The checkpoints of one run: asynchronous saves, the newest two and the best kept, each under a sha256 manifest.
+    """The checkpoints of one run: asynchronous saves; the newest `keep` and the best stay, each with a manifest.
 
-    In a run of several processes all of them call every method, on a shared file system; process 0 alone writes
-    manifests, deletes and moves. Arrays must be whole on each process (replicated, as in data parallelism).
+    In a run of several processes each calls every method, on a shared file system, with whole (replicated)
+    arrays; process 0 alone writes manifests, deletes and moves.
     """
 
     def __init__(self, directory: Path, keep: int = 2):
@@ -70,20 +70,16 @@ class Checkpoints:
         return sorted(int(path.stem) for path in self._manifests.glob("*.json") if path.stem.isdecimal())
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None) -> None:
-        """Starts to save `state`, arrays of any shape, and returns once they are copied to the host.
+        """Starts to save `state`, a tree of arrays of any shape; it may be donated as soon as this returns.
 
-        A step that exists is overwritten. The best step is the earliest with the highest `validation_accuracy`.
-        Raises InputError if this save cannot start, if the previous one failed, or on a metric that is not finite.
+        An existing step is overwritten. Best is the earliest step with the highest `validation_accuracy`. Raises
+        InputError if this save cannot start, if the one before failed, or if a metric is not finite.
         """
         self.finish()
-        values = None if metrics is None else {name: float(value) for name, value in metrics.items()}
-        for name, value in (values or {}).items():
-            if not math.isfinite(value):
-                raise InputError(
-                    f"metric {name!r} of step {step} is {value}; a checkpoint needs finite metrics."
-                )
-        # Real copies: on CPU device_get is a view, and while one lives a donated buffer is not reused in place.
-        # np.array also makes a 0-d array of a numpy scalar, on which Orbax would raise and then hang at exit.
+        if metrics and not all(map(math.isfinite, metrics.values())):
+            raise InputError(f"the metrics of step {step} are not finite: {dict(metrics)}.")
+        # Real copies: on CPU device_get is a view, and while that lives a donated buffer is not reused in place.
+        # A numpy scalar, on which Orbax would raise and then hang at exit, becomes a 0-d array.
         leaves = {name: np.array(leaf) for name, leaf in jax.device_get(_named_leaves(state)).items()}
         try:
             if jax.process_index() == 0:
@@ -92,10 +88,10 @@ class Checkpoints:
             response = checkpointer.save_async(step, leaves, force=True, overwrite=True)
         except Exception as error:
             raise self._failure(step, error) from error
-        self._pending = step, self._worker.submit(self._complete, step, values, checkpointer, response)
+        self._pending = step, self._worker.submit(self._complete, step, metrics, checkpointer, response)
 
     def finish(self) -> None:
-        """Waits until the last save has its manifest. Raises InputError if it failed: disk full, not writable."""
+        """Waits until the last save has its manifest. Raises InputError if it failed, say on a full disk."""
         if self._pending is None:
             return
         (step, future), self._pending = self._pending, None
@@ -105,11 +101,11 @@ class Checkpoints:
             raise self._failure(step, error) from error
 
     def restore(self, like: PyTree, which: str = "last") -> tuple[PyTree, int] | None:
-        """The newest ("last") or best ("best") valid step -> (a tree like `like`, step); None if there is none.
+        """The newest or, by `which`, "best" valid step -> (a tree like `like`, step); None if there is none.
 
-        `like` holds arrays or ShapeDtypeStructs; a leaf goes where its `sharding` says, else to the default device.
-        A damaged step is moved to quarantine with a warning, and the next one is tried. Raises InputError, and moves
-        nothing, where a valid step does not fit `like`.
+        `like` holds arrays or ShapeDtypeStructs; a leaf goes where its `sharding` says, or to the default device.
+        A damaged step is moved to quarantine with a warning, and the next one is tried. A valid step that does
+        not fit `like` raises InputError, and stays.
         """
         if which not in ("last", "best"):
             raise InputError(f"checkpoint {which!r} is unknown; known: last, best.")
@@ -124,41 +120,37 @@ class Checkpoints:
         if problems := _misfits(saved, expected):
             first = "; ".join(problems[:3]) + ("; and more" if len(problems) > 3 else "")
             raise InputError(f"checkpoint {step} in {self.directory} is of another model: {first}.")
-        placed = [
-            jax.device_put(saved[name], getattr(leaf, "sharding", None)) for name, leaf in expected.items()
-        ]
+        where = {name: getattr(leaf, "sharding", None) for name, leaf in expected.items()}
+        placed = [jax.device_put(saved[name], sharding) for name, sharding in where.items()]
         return jax.tree.unflatten(jax.tree.structure(like), placed), step
 
     def _open_checkpointer(self) -> Any:
         """A Checkpointer for one save: a used one reports its failed save again at each later call."""
         orbax = _orbax()
+        # A directory that cannot be made fails at once; made in the background, it would hang the exit instead.
+        at_once = orbax.options.AsyncOptions(create_directories_asynchronously=False)
         return orbax.training.Checkpointer(
             self.directory,
-            # Directories that cannot be made must fail here: made in the background, they hang the process at exit.
-            context=orbax.Context(
-                async_options=orbax.options.AsyncOptions(create_directories_asynchronously=False)
-            ),
-            # The loop decides when to save. Orbax would delete before the new step has its manifest: see `_prune`.
-            save_decision_policy=orbax.training.save_decision_policies.FixedIntervalPolicy(1),
+            context=orbax.Context(async_options=at_once),
+            # Orbax would delete before the new step has its manifest; `_prune` waits for it.
             preservation_policy=orbax.training.preservation_policies.PreserveAll(),
             cleanup_tmp_directories=True,
         )
 
-    def _complete(
-        self, step: int, metrics: dict[str, float] | None, checkpointer: Any, response: Any
-    ) -> None:
-        """Runs in the worker thread, so that the manifest follows the commit at once, not at the next save."""
+    def _complete(self, step: int, metrics: Any, checkpointer: Any, response: Any) -> None:
+        """Runs in the worker thread, so that the manifest follows the commit and does not wait for a call."""
         with checkpointer:
             response.result()
         if jax.process_index() == 0:
-            manifest = {"files": _digests(self.directory / str(step)), "metrics": metrics}
+            scores = {name: float(value) for name, value in (metrics or {}).items()}
+            manifest = {"files": _digests(self.directory / str(step)), "metrics": scores}
             write_json(self._manifest_path(step), manifest)
             self._prune(step)
 
     def _prune(self, newest: int) -> None:
-        """Deletes all but the step just saved, the newest `keep` and the best; only after the new manifest is there.
+        """Deletes all but the step just saved, the newest `keep` and the best: first the manifest, then the folder.
 
-        The manifest goes first: what a kill leaves is then a folder without one, which the next call deletes.
+        So a kill leaves at most a folder without a manifest, which the next call deletes.
         """
         kept = {newest, *self.steps()[-self.keep :]}
         kept.update([step for step in self._candidates("best") if math.isfinite(self._accuracy(step))][:1])
@@ -171,25 +163,20 @@ class Checkpoints:
         if which == "last":
             names = os.listdir(self.directory) if self.directory.exists() else []
             return sorted({int(name) for name in names if name.isdecimal()} | {*self.steps()}, reverse=True)
-        accuracy = {step: self._accuracy(step) for step in self.steps()}
-        return sorted(
-            (step for step in accuracy if accuracy[step] >= 0), key=lambda step: (-accuracy[step], step)
-        )
+        ranked = sorted((-self._accuracy(step), step) for step in self.steps())
+        return [step for negative, step in ranked if negative <= 0]
 
     def _accuracy(self, step: int) -> float:
-        """The validation accuracy in the manifest; -1 if it has none; inf, to be looked at first, if it is damaged."""
+        """That of validation, from the manifest; -1 if it has none; inf, so as to be tried first, if damaged."""
         try:
-            return float(
-                (read_json(self._manifest_path(step))["metrics"] or {}).get("validation_accuracy", -1)
-            )
+            return float(read_json(self._manifest_path(step))["metrics"].get("validation_accuracy", -1))
         except NOT_A_MANIFEST:
             return math.inf
 
     def _first_valid(self, which: str) -> int:
         """The first candidate that matches its manifest, or -1; those before it are moved to quarantine."""
         for step in self._candidates(which):
-            damage = self._damage(step)
-            if damage is None:
+            if (damage := self._damage(step)) is None:
                 return step
             self._move_to_quarantine(step, damage)
         return -1
@@ -201,19 +188,18 @@ class Checkpoints:
         try:
             listed = read_json(self._manifest_path(step))["files"]
             found = _digests(self.directory / str(step))
-            wrong = sorted(
-                name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name)
-            )
+            wrong = sorted(name for name in listed | found if listed.get(name) != found.get(name))
         except NOT_A_MANIFEST:
             return "its manifest is damaged"
         except OSError as error:
             return f"it cannot be read ({error})"
+        if not found:  # Also when the manifest lists no files.
+            return "its folder is empty or missing"
         if not wrong:
             return None
-        kind = (
-            "missing" if wrong[0] not in found else "altered" if wrong[0] in listed else "not in its manifest"
-        )
-        return f"{wrong[0]} is {kind}" + (f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else "")
+        kinds = {(True, True): "altered", (True, False): "missing", (False, True): "not in its manifest"}
+        kind = kinds[wrong[0] in listed, wrong[0] in found]
+        return f"{wrong[0]} is {kind}" + (f", and {len(wrong) - 1} more differ" if wrong[1:] else "")
 
     def _move_to_quarantine(self, step: int, damage: str) -> None:
         name, count = str(step), 1
@@ -222,42 +208,38 @@ class Checkpoints:
             name = f"{step}-{count}"
         try:
             self._quarantine.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(self.directory / str(step), self._quarantine / name)
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(self._manifest_path(step), self._quarantine / f"{name}.json")
+            for source, target in (
+                (self.directory / str(step), name),
+                (self._manifest_path(step), f"{name}.json"),
+            ):
+                if source.exists():
+                    os.replace(source, self._quarantine / target)
             outcome = f"it was moved to {self._quarantine / name}"
         except OSError as error:  # A reader without the right to write still gets the next step.
             outcome = f"it could not be moved to quarantine ({error})"
-        warnings.warn(
-            f"checkpoint {step} in {self.directory} is not used: {damage}; {outcome}.", stacklevel=4
-        )
+        sentence = f"checkpoint {step} in {self.directory} is not used: {damage}; {outcome}."
+        warnings.warn(sentence, stacklevel=4)  # the caller of `restore`
 
     def _manifest_path(self, step: int) -> Path:
         return self._manifests / f"{step}.json"
 
     def _failure(self, step: int, error: Exception) -> InputError:
         cause = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        return InputError(
-            f"the checkpoint of step {step} could not be saved in {self.directory}; "
-            f"is the disk full, or the directory not writable? ({cause})"
-        )
+        hint = "is the disk full, or the directory not writable?"
+        return InputError(f"checkpoint {step} could not be saved in {self.directory}; {hint} ({cause})")
 
 
+@functools.cache
 def _orbax() -> ModuleType:
-    """Orbax, imported only when it is used (0.33 s), and silent: it logs each failure that we raise many times over."""
+    """Orbax, imported on first use (0.33 s) and silenced: it logs, many times over, each failure that we raise."""
     from orbax.checkpoint import v1
 
-    logging.getLogger("absl").addFilter(_not_from_orbax)
+    logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
     return v1
 
 
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
 def _named_leaves(tree: PyTree) -> dict[str, Any]:
-    """{".params['Dense_0']['kernel']": leaf}: a plain dict needs no type registry, and names make good errors."""
+    """{".params['Dense_0']['kernel']": leaf}: a plain dict, for which Orbax needs no registry."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -297,7 +279,7 @@ def write_json(path: Path, value: Any) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, ValueError, TypeError) as error:
-        with contextlib.suppress(OSError):
+        if temporary.exists():
             temporary.unlink()
         raise InputError(f"{path} could not be written: {error}.") from error
 

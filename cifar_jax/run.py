@@ -57,6 +57,8 @@ def _get_config(file: Path) -> ConfigDict:
         raise InputError(f"recipe '{file}' is neither a .py nor a .json file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"recipe '{file}' defines no get_config(); see configs/cnn.py for the form")
     return module.get_config()
 
 

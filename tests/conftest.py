@@ -1,0 +1,22 @@
+"""One persistent compilation cache for the whole suite, kept between runs: most of its time is compilation."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMPILED = ROOT / ".pytest_cache" / "compiled"
+
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))  # for subprocesses too
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """The suite writes nothing to the user's cache folder: the digits are prepared in its own."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
