@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import sys
+import warnings
 from pathlib import Path
+from typing import NoReturn
 
 
 def main(arguments: list[str]) -> int:
@@ -27,14 +29,13 @@ def main(arguments: list[str]) -> int:
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, object]]:
     """The options, and the recipe fields that --config.FIELD=VALUE sets."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="launch.py",
         description="Train and evaluate image classifiers. Without arguments: train configs/quickstart.py.",
         epilog="--config.FIELD=VALUE sets a field of the recipe, --config.optimizer.learning_rate=0.01 for instance; "
         "configs/base.py lists them all.",
         allow_abbrev=False,
     )
-    parser.error = usage_error  # type: ignore[method-assign]
     commands = parser.add_subparsers(dest="command")
     train_command = commands.add_parser("train", help="train a recipe, or resume it", allow_abbrev=False)
     train_command.add_argument("--config", default="configs/quickstart.py", help="recipe: a .py or a run's recipe.json")
@@ -45,7 +46,6 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, object]]:
         required = command is evaluate_command
         command.add_argument("--workdir", required=required, help="folder of the run; runs/<recipe> if not given")
         command.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
-        command.error = usage_error  # type: ignore[method-assign]
     fields = [text for text in arguments if text.startswith("--config.")]
     options = parser.parse_args([text for text in arguments if text not in fields] or ["train"])
     options.command = options.command or "train"
@@ -56,8 +56,13 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, object]]:
     return options, dict(map(parse_field, fields))
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        usage_error(message)
+
+
 def parse_field(text: str) -> tuple[str, object]:
-    """"--config.optimizer.learning_rate=0.1" -> ("optimizer.learning_rate", 0.1)."""
+    """ "--config.optimizer.learning_rate=0.1" -> ("optimizer.learning_rate", 0.1)."""
     match = re.fullmatch(r"--config\.([\w.]+)=(.*)", text, re.DOTALL)
     if not match:
         usage_error(f"'{text}' is not of the form --config.FIELD=VALUE")
@@ -68,7 +73,7 @@ def parse_field(text: str) -> tuple[str, object]:
         return field, value
 
 
-def usage_error(message: str) -> None:
+def usage_error(message: str) -> NoReturn:
     print(f"error: {message}; see 'python launch.py --help'", file=sys.stderr)
     sys.exit(2)
 
@@ -87,6 +92,7 @@ def prepare_process() -> None:
         for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20), (-8, 1)):
             if hasattr(libc, "mallopt"):  # glibc has it, musl does not
                 libc.mallopt(parameter, value)
+    warnings.formatwarning = lambda message, *details: f"warning: {message}\n"
     import jax
 
     from cifar_jax.datasets import cache_dir
@@ -109,7 +115,9 @@ def train(options: argparse.Namespace, changes: dict[str, object]) -> int:
     print(f"\nThe run is in {options.workdir}: metrics.jsonl, evaluation.json, checkpoints/. Next:")
     print(f"  python launch.py evaluate --workdir={options.workdir} --views=mirror_shift")
     if run.recipe.data.name == "digits":
-        print("  python launch.py train --config=configs/cnn.py --workdir=runs/cnn      # CIFAR-10, 162 MiB to download")
+        print(
+            "  python launch.py train --config=configs/cnn.py --workdir=runs/cnn      # CIFAR-10, 162 MiB to download"
+        )
         print("  python launch.py train --config=configs/resnet18.py                    # CIFAR-10 on a GPU")
     return 0
 

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cifar_jax.recipe import InputError, nearest
+
 Array = jax.Array
 
 
@@ -64,6 +66,13 @@ def _shifted(images: Array, rows: int, columns: int) -> Array:
 
 def _mirrored(images: Array) -> Array:
     return images[:, :, ::-1]
+
+
+def views(name: str) -> list[tuple[float, Callable[[Array], Array]]]:
+    """The views of that name, each with its weight. Raises InputError on an unknown name."""
+    if name not in VIEWS:
+        raise InputError(f"views '{name}' are unknown{nearest(name, list(VIEWS))}")
+    return VIEWS[name]
 
 
 # Each view with its weight; weights add up to 1.

@@ -4,7 +4,7 @@ Orbax notices neither a flipped bit nor an empty step folder, which becomes its 
 written once Orbax has committed, and a step that does not match its manifest is never returned.
 
     <run>/checkpoints/<step>/      Orbax's files; the directory given to `Checkpoints`
-    <run>/manifests/<step>.json    {"files": {relative name: {"sha256", "bytes"}}, "metrics": {...}}
+    <run>/manifests/<step>.json    {"files": {relative name: {"sha256", "bytes"}}, "score": number or null}
     <run>/quarantine/<step>[-n]    steps that were found damaged, each with its manifest, <step>[-n].json
 """
 
@@ -41,12 +41,13 @@ class Checkpoints:
     arrays; process 0 alone writes manifests, deletes and moves.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
-        """Touches nothing on disk: a reader of a finished run needs no right to write."""
+    def __init__(self, directory: Path, keep: int = 2, reader: bool = False):
+        """Touches nothing on disk. A `reader` never does: it tells of damage, and passes over unfinished saves."""
         if keep < 1:
             raise InputError(f"keep is {keep}; at least 1 checkpoint must be kept.")
         self.directory = Path(directory).absolute()
         self.keep = keep
+        self.reader = reader
         self._manifests = self.directory.parent / "manifests"
         self._quarantine = self.directory.parent / "quarantine"
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="manifest")
@@ -69,16 +70,17 @@ class Checkpoints:
         """The steps that have a manifest, ascending."""
         return sorted(int(path.stem) for path in self._manifests.glob("*.json") if path.stem.isdecimal())
 
-    def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None) -> None:
+    def save(self, step: int, state: PyTree, score: float | None) -> None:
         """Starts to save `state`, a tree of arrays of any shape; it may be donated as soon as this returns.
 
-        An existing step is overwritten. Best is the earliest step with the highest `validation_accuracy`. Raises
-        InputError if this save cannot start, if the one before failed, or if a metric is not finite.
+        An existing step is overwritten. Best is the earliest step with the highest score. Raises InputError if this
+        save cannot start, if the one before failed, or if the score is not finite.
         """
         self.finish()
-        if metrics and not all(map(math.isfinite, metrics.values())):
-            raise InputError(f"the metrics of step {step} are not finite: {dict(metrics)}.")
-        # Real copies: on CPU device_get is a view, and while that lives a donated buffer is not reused in place.
+        if score is not None and not math.isfinite(score):
+            raise InputError(f"the score of step {step} is {score}; it must be finite.")
+        # Real copies: on CPU device_get is a view of the buffer that the caller donates next. (Orbax 0.12 copies numpy
+        # arrays once more before save_async returns, but does not promise it.)
         # A numpy scalar, on which Orbax would raise and then hang at exit, becomes a 0-d array.
         leaves = {name: np.array(leaf) for name, leaf in jax.device_get(_named_leaves(state)).items()}
         try:
@@ -88,7 +90,7 @@ class Checkpoints:
             response = checkpointer.save_async(step, leaves, force=True, overwrite=True)
         except Exception as error:
             raise self._failure(step, error) from error
-        self._pending = step, self._worker.submit(self._complete, step, metrics, checkpointer, response)
+        self._pending = step, self._worker.submit(self._complete, step, score, checkpointer, response)
 
     def finish(self) -> None:
         """Waits until the last save has its manifest. Raises InputError if it failed, say on a full disk."""
@@ -137,13 +139,12 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
-    def _complete(self, step: int, metrics: Any, checkpointer: Any, response: Any) -> None:
+    def _complete(self, step: int, score: float | None, checkpointer: Any, response: Any) -> None:
         """Runs in the worker thread, so that the manifest follows the commit and does not wait for a call."""
         with checkpointer:
             response.result()
         if jax.process_index() == 0:
-            scores = {name: float(value) for name, value in (metrics or {}).items()}
-            manifest = {"files": _digests(self.directory / str(step)), "metrics": scores}
+            manifest = {"files": _digests(self.directory / str(step)), "score": score}
             write_json(self._manifest_path(step), manifest)
             self._prune(step)
 
@@ -153,23 +154,24 @@ class Checkpoints:
         So a kill leaves at most a folder without a manifest, which the next call deletes.
         """
         kept = {newest, *self.steps()[-self.keep :]}
-        kept.update([step for step in self._candidates("best") if math.isfinite(self._accuracy(step))][:1])
+        kept.update([step for step in self._candidates("best") if math.isfinite(self._score(step))][:1])
         for step in set(self._candidates("last")) - kept:
             self._manifest_path(step).unlink(missing_ok=True)
             shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
     def _candidates(self, which: str) -> list[int]:
-        """The steps to try, in this order: newest first, or best first among those with an accuracy."""
+        """The steps to try, in this order: newest first, or best first among those with a score."""
         if which == "last":
             names = os.listdir(self.directory) if self.directory.exists() else []
             return sorted({int(name) for name in names if name.isdecimal()} | {*self.steps()}, reverse=True)
-        ranked = sorted((-self._accuracy(step), step) for step in self.steps())
-        return [step for negative, step in ranked if negative <= 0]
+        ranked = sorted((-self._score(step), step) for step in self.steps())
+        return [step for negative, step in ranked if negative < math.inf]
 
-    def _accuracy(self, step: int) -> float:
-        """That of validation, from the manifest; -1 if it has none; inf, so as to be tried first, if damaged."""
+    def _score(self, step: int) -> float:
+        """From the manifest; -inf if it has none; inf, so as to be tried first, if the manifest is damaged."""
         try:
-            return float(read_json(self._manifest_path(step))["metrics"].get("validation_accuracy", -1))
+            score = read_json(self._manifest_path(step))["score"]
+            return -math.inf if score is None else float(score)
         except NOT_A_MANIFEST:
             return math.inf
 
@@ -178,7 +180,10 @@ class Checkpoints:
         for step in self._candidates(which):
             if (damage := self._damage(step)) is None:
                 return step
-            self._move_to_quarantine(step, damage)
+            if not self.reader:
+                self._move_to_quarantine(step, damage)
+            elif self._manifest_path(step).exists():  # without one, a run that still goes on may be saving it
+                warnings.warn(f"checkpoint {step} in {self.directory} is not used: {damage}.", stacklevel=4)
         return -1
 
     def _damage(self, step: int) -> str | None:

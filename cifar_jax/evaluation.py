@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.augment import VIEWS
+from cifar_jax import augment
 from cifar_jax.losses import LOSSES
 from cifar_jax.metrics import CALIBRATION_BINS
-from cifar_jax.recipe import InputError, build, nearest
+from cifar_jax.recipe import build
 from cifar_jax.train import TrainState, model, normalise
 
 Array = jax.Array
@@ -19,12 +19,10 @@ def logits(recipe: Any, state: TrainState, images: Array, views: str = "one") ->
 
     Evaluates the averaged weights where the recipe keeps an average. Raises InputError on unknown views.
     """
-    if views not in VIEWS:
-        raise InputError(f"views '{views}' are unknown{nearest(views, list(VIEWS))}")
     weights = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     inputs = images.astype(jnp.float32) / 255
-    apply = lambda view: model(recipe).apply(weights, normalise(recipe, view(inputs)), train=False)
-    return sum(weight * apply(view) for weight, view in VIEWS[views])
+    apply: Any = lambda view: model(recipe).apply(weights, normalise(recipe, view(inputs)), train=False)
+    return jnp.sum(jnp.stack([weight * apply(view) for weight, view in augment.views(views)]), axis=0)
 
 
 def sums(recipe: Any, state: TrainState, images: Array, labels: Array, views: str, placement: Any = None) -> dict:
@@ -34,7 +32,8 @@ def sums(recipe: Any, state: TrainState, images: Array, labels: Array, views: st
     summed confidence and correct answers in each bin of the highest probability.
     """
     count, classes = len(images), recipe.data.num_classes
-    size = min(recipe.evaluation.batch_size, count)
+    parts = placement.mesh.size if placement is not None else 1
+    size = -(-min(recipe.evaluation.batch_size, count) // parts) * parts  # splits evenly over the devices
     batches = jnp.arange(-(-count // size) * size).reshape(-1, size)
 
     def body(total, index):
@@ -46,15 +45,21 @@ def sums(recipe: Any, state: TrainState, images: Array, labels: Array, views: st
         true = jax.nn.one_hot(batch[1], classes)
         predicted = jax.nn.one_hot(scores.argmax(-1), classes)
         confidence = jax.nn.softmax(scores).max(-1)
-        bins = jax.nn.one_hot(jnp.minimum(confidence * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(int), CALIBRATION_BINS)
+        bins = jax.nn.one_hot(
+            jnp.minimum(confidence * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(int), CALIBRATION_BINS
+        )
         correct = (true * predicted).sum(-1)
-        ahead = (scores > jnp.take_along_axis(scores, batch[1][:, None], -1)).sum(-1)  # classes preferred to the true one
+        ahead = (scores > jnp.take_along_axis(scores, batch[1][:, None], -1)).sum(
+            -1
+        )  # classes preferred to the true one
         losses = build(LOSSES, recipe.loss, "loss", logits=scores, targets=true)
         seen = {
             "loss_sum": (weight * losses).sum(),
             "top5": (weight * (ahead < 5)).sum().astype(jnp.int32),
             "confusion": jnp.einsum("b,bt,bp->tp", weight, true, predicted, precision="highest").astype(jnp.int32),
-            "calibration": jnp.einsum("b,bk,bf->kf", weight, bins, jnp.stack([weight, confidence, correct], -1), precision="highest"),
+            "calibration": jnp.einsum(
+                "b,bk,bf->kf", weight, bins, jnp.stack([weight, confidence, correct], -1), precision="highest"
+            ),
         }
         return jax.tree.map(jnp.add, total, seen), None
 

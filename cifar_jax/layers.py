@@ -33,7 +33,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _pads(padding: Padding, size: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def _pads(
+    padding: Padding, size: Sequence[int], window: Sequence[int], strides: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
     """Padding in numbers, ((top, bottom), (left, right)), from 'SAME', 'VALID' or numbers."""
     if isinstance(padding, str):
         return tuple(lax.padtype_to_pads(size, window, strides, padding))
@@ -56,7 +58,9 @@ def _forward(strides, pads, images, kernel):
 
 def _backward(strides, pads, saved, gradient):
     by_autodiff = partial(_gradients_by_autodiff, strides, pads)
-    return lax.platform_dependent(*saved, gradient, cpu=partial(_gradients_canonical, strides, pads), default=by_autodiff)
+    return lax.platform_dependent(
+        *saved, gradient, cpu=partial(_gradients_canonical, strides, pads), default=by_autodiff
+    )
 
 
 _convolution.defvjp(_forward, _backward)
@@ -75,9 +79,7 @@ def _gradients_canonical(strides, pads, images, kernel, gradient):
     size = images.shape[1:3]
     # How far the dilated gradient must be padded so that the full correlation gives back every input pixel.
     dilated = [(out - 1) * stride + 1 for out, stride in zip((out_h, out_w), strides, strict=True)]
-    back = [
-        (k - 1 - low, n + low - d) for k, (low, _), n, d in zip((h, w), pads, size, dilated, strict=True)
-    ]
+    back = [(k - 1 - low, n + low - d) for k, (low, _), n, d in zip((h, w), pads, size, dilated, strict=True)]
     flipped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2))
     images_gradient = lax.conv_general_dilated(
         gradient, flipped, (1, 1), back, lhs_dilation=strides, dimension_numbers=LAYOUT
@@ -156,7 +158,9 @@ def _max_pool_backward(window, strides, saved, gradient):
         return (lax.pad(kept, zero, [(0, 0, 0), (0, shape[1] - height, 0), (0, shape[2] - width, 0), (0, 0, 0)]),)
     total = jnp.zeros(shape, gradient.dtype)
     for position in range(window[0] * window[1]):
-        total += lax.pad(jnp.where(first == position, gradient, zero), zero, _scatter(position, window, strides, first.shape, shape))
+        total += lax.pad(
+            jnp.where(first == position, gradient, zero), zero, _scatter(position, window, strides, first.shape, shape)
+        )
     return (total,)
 
 

@@ -3,10 +3,10 @@
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 
@@ -55,10 +55,10 @@ class Progress:
         form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} epochs [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(total=epochs, initial=done, desc="training", bar_format=form, disable=not shown, leave=True)
 
-    def wait(self, ready: Callable[[], bool]) -> None:
-        """Returns when `ready()`; stays open to Ctrl-C, which a wait inside the runtime is not."""
+    def wait(self, results: Any) -> None:
+        """Returns when the device has computed the arrays; open to Ctrl-C, which a wait inside the runtime is not."""
         pause = 0.0005
-        while not ready():
+        while not all(leaf.is_ready() for leaf in jax.tree.leaves(results)):
             time.sleep(pause)
             pause = min(0.2, pause * 1.5)
             if pause >= 0.2:

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from cifar_jax.recipe import Table
+
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
     """-sum_c t_c log p_c, with t = (1 - s) targets + s / C (Szegedy et al. 2016, section 7), in nats."""
@@ -10,6 +12,6 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float 
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
 
 
-LOSSES = {
+LOSSES: Table = {
     "cross_entropy": cross_entropy,
 }

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cifar_jax.recipe import InputError, nearest
+from cifar_jax.recipe import InputError, Table, nearest
 
 
 def _kernels(params: Any) -> Any:
@@ -78,7 +78,7 @@ def adamw(
     )
 
 
-OPTIMIZERS = {
+OPTIMIZERS: Table = {
     "sgd": sgd,
     "adam": adam,
     "adamw": adamw,
@@ -128,7 +128,7 @@ def one_cycle(epoch: Any, epochs: float, peak: float = 0.3, start: float = 0.04,
     return jnp.where(progress < peak, wave(start, 1.0, rise), wave(1.0, final, fall))
 
 
-SCHEDULES = {
+SCHEDULES: Table = {
     "constant": constant,
     "step": step,
     "linear": linear,

@@ -68,7 +68,9 @@ def override(recipe: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) 
                 raise InputError(f"recipe field '{path}' is unknown{nearest('.'.join(parents[: depth + 1]), known)}")
             section = section[name]
         if isinstance(section.get(field), ConfigDict) and not callable(value):
-            raise InputError(f"recipe field '{path}' is {value!r}; it is a section of fields: {', '.join(section[field])}")
+            raise InputError(
+                f"recipe field '{path}' is {value!r}; it is a section of fields: {', '.join(section[field])}"
+            )
         if field in section:
             value = _as_type_of(path, value, section[field])
         elif parents[:1] not in [[name] for name in BUILT]:
@@ -81,7 +83,11 @@ def override(recipe: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) 
 
 def _as_type_of(path: str, value: Any, default: Any) -> Any:
     """`value` as a `type(default)`, where that loses nothing: an int will do for a float."""
-    if isinstance(value, jax.Array) or callable(value) or not isinstance(default, bool | int | float | str | tuple | list):
+    if (
+        isinstance(value, jax.Array)
+        or callable(value)
+        or not isinstance(default, bool | int | float | str | tuple | list)
+    ):
         return value
     if isinstance(default, bool) or isinstance(value, bool):
         fits = isinstance(default, bool) and isinstance(value, bool)
@@ -96,19 +102,21 @@ def _as_type_of(path: str, value: Any, default: Any) -> Any:
     else:
         fits = isinstance(value, type(default))
     if not fits:
-        kind = f"a {type(default).__name__}"
-        raise InputError(f"recipe field '{path}' is {value!r}, a {type(value).__name__}; it takes {kind}, such as {default!r}")
+        kind = {"int": "an int"}.get(type(default).__name__, f"a {type(default).__name__}")
+        raise InputError(
+            f"recipe field '{path}' is {value!r}, a {type(value).__name__}; it takes {kind}, such as {default!r}"
+        )
     return value
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """The parameters that a recipe may set, each with its default, or with an example where it has none."""
+    """The parameters by name, each with its default; where it has none, with an example of its type, or None."""
     accepted = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.default is not inspect.Parameter.empty:
             accepted[name] = parameter.default
-        elif parameter.annotation in (bool, int, float, str):
-            accepted[name] = parameter.annotation()
+        elif parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            accepted[name] = parameter.annotation() if parameter.annotation in (bool, int, float, str) else None
     return {name: default for name, default in accepted.items() if name not in ("name", "parent")}
 
 

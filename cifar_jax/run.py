@@ -32,10 +32,7 @@ def load_recipe(path: str | Path, changes: Mapping[str, Any] | None = None) -> C
     Raises InputError where the file is missing or a field is unknown.
     """
     file = _recipe_file(Path(path))
-    if file.suffix == ".json":
-        chosen = from_json(read_json(file))
-    else:
-        chosen = _get_config(file)
+    chosen = from_json(read_json(file)) if file.suffix == ".json" else _get_config(file)
     recipe = override(_get_config(_recipe_file(Path("configs/base.py"))), chosen)
     return override(recipe, changes or {})
 
@@ -93,15 +90,16 @@ def fit(
     placement = Placement()
     placement.check("batch_size", recipe.batch_size)
     train.check(recipe)
+    source = load_run(recipe.init_from) if recipe.init_from else None
     evaluate_test = functools.partial(evaluate, split="test", data_dir=data_dir, data=data, progress=progress)
     if workdir is None:
-        return _finish(_train(recipe, training, placement, None, progress), evaluate_test)
+        return _finish(_train(recipe, training, placement, source, None, progress), evaluate_test)
     workdir = Path(workdir)
     with locked(workdir):
         claim(workdir, recipe, training.digest, training.classes)
         if (workdir / "evaluation.json").exists():
             return load_run(workdir, **functions)
-        return _finish(_train(recipe, training, placement, workdir, progress), evaluate_test)
+        return _finish(_train(recipe, training, placement, source, workdir, progress), evaluate_test)
 
 
 def evaluate(
@@ -126,12 +124,12 @@ def evaluate(
         if not len(chosen):
             raise InputError("this run held out no images (data.validation=0), so it has no split 'validation'")
     placement = Placement()
-    size = -(-recipe.evaluation.batch_size // len(placement.devices)) * len(placement.devices)
-    recipe = freeze(override(recipe, {"evaluation.batch_size": size}))
-    views = views or recipe.evaluation.views
-    program = jit(lambda *arrays: evaluation.sums(recipe, *arrays, views=views, placement=placement.batch))
-    arrays = placement.put((run.state, images.images[chosen], images.labels[chosen]))
-    return summarise(jax.device_get(program(*arrays)), run.classes, split)
+    chosen_views = views or recipe.evaluation.views
+    program = lambda state, images, labels: evaluation.sums(
+        recipe, state, images, labels, chosen_views, placement.batch
+    )
+    sums = jit(program)(*placement.put((run.state, images.images[chosen], images.labels[chosen])))
+    return summarise(jax.device_get(sums), run.classes, split)
 
 
 def _resolve(recipe: ConfigDict, training: datalib.Split) -> ConfigDict:
@@ -149,14 +147,16 @@ def _resolve(recipe: ConfigDict, training: datalib.Split) -> ConfigDict:
     )
 
 
-def _chunk(recipe: Any, epochs: int, placement: Any, numbers: Any, state: Any, train_set: Any, validation_set: Any) -> Any:
+def _chunk(
+    recipe: Any, epochs: int, placement: Any, numbers: Any, state: Any, train_set: Any, validation_set: Any
+) -> Any:
     """`epochs` epochs as one program -> (state, sums [epochs, ...], whether every parameter is finite)."""
     recipe = override(recipe, numbers)
 
     def epoch(state, _):
-        state, sums = train.train_epoch(recipe, state, *train_set, placement)
+        state, sums = train.train_epoch(recipe, state, train_set[0], train_set[1], placement)
         if validation_set is not None:
-            seen = evaluation.sums(recipe, state, *validation_set, views="one", placement=placement)
+            seen = evaluation.sums(recipe, state, validation_set[0], validation_set[1], "one", placement)
             sums["validation_loss_sum"] = seen["loss_sum"]
             sums["validation_correct"] = jnp.trace(seen["confusion"])
         return state, sums
@@ -166,7 +166,14 @@ def _chunk(recipe: Any, epochs: int, placement: Any, numbers: Any, state: Any, t
     return state, sums, finite
 
 
-def _train(recipe: Any, training: datalib.Split, placement: Placement, workdir: Path | None, progress: bool) -> Run:
+def _train(
+    recipe: Any,
+    training: datalib.Split,
+    placement: Placement,
+    source: Run | None,
+    workdir: Path | None,
+    progress: bool,
+) -> Run:
     """The loop over chunks. The next chunk runs while the host reads, checks, logs and saves the last one."""
     steps = train.steps_per_epoch(recipe)
     kept, held = datalib.hold_out(training.labels, recipe.data.validation, recipe.data.seed)
@@ -182,12 +189,12 @@ def _train(recipe: Any, training: datalib.Split, placement: Placement, workdir: 
     restored = checkpoints.restore(state) if checkpoints else None
     if restored:
         state = restored[0]
-    elif recipe.init_from:
-        state = placement.put(_start_from(recipe, state))
+    elif source:
+        state = placement.put(_start_from(source, recipe, state))
     if log:
         history = log.truncate(int(state.step) // steps)
-    if restored and recipe.early_stopping.patience:
-        best = checkpoints.restore(state, "best")[0]
+    if checkpoints and recipe.early_stopping.patience:
+        best = (checkpoints.restore(state, "best") or (None,))[0]
 
     programs: dict[int, Any] = {}
 
@@ -217,7 +224,7 @@ def _train(recipe: Any, training: datalib.Split, placement: Placement, workdir: 
             snapshot = keep(state) if wanted else None
             # Whether to go on is known only from the results, where the run may stop early.
             running = launch(state, end) if end < recipe.epochs and not patient else None
-            bar.wait(lambda: all(leaf.is_ready() for leaf in jax.tree.leaves(results)))
+            bar.wait(results)
             seconds, clock = time.perf_counter() - clock, time.perf_counter()
             sums, finite = jax.device_get(results)
             lines = _lines(recipe, sums, epoch, seconds)
@@ -228,13 +235,13 @@ def _train(recipe: Any, training: datalib.Split, placement: Placement, workdir: 
             if log:
                 log.append(lines)
             if checkpoints and (_due(recipe, epoch, end) or (patient and improved) or _ended(recipe, history, end)):
-                checkpoints.save(end * steps, snapshot, {"score": score} if score is not None else None)
+                checkpoints.save(end * steps, snapshot, score)
             if patient:
                 best = snapshot if improved else best
                 running = None if _ended(recipe, history, end) else launch(state, end)
             bar.update(lines)
             epoch = end
-    return Run(recipe, best if patient else state, training.classes, history, workdir, None)
+    return Run(recipe, state if best is None else best, training.classes, history, workdir, None)
 
 
 def _field(recipe: Any, path: str) -> Any:
@@ -305,13 +312,12 @@ def _check_finite(recipe: Any, sums: dict[str, np.ndarray], finite: Any, epoch: 
         )
 
 
-def _start_from(recipe: Any, state: train.TrainState) -> train.TrainState:
+def _start_from(source: Run, recipe: Any, state: train.TrainState) -> train.TrainState:
     """The new state with the weights of another run; where the classes differ, the head's stay as they were drawn."""
-    source = load_run(recipe.init_from)
     classes, replaced = recipe.data.num_classes, source.recipe.data.num_classes != recipe.data.num_classes
     given = {"params": source.state.params, "batch_stats": source.state.batch_stats}
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
-    if jax.tree.structure(given) != jax.tree.structure(fresh):
+    if str(jax.tree.structure(given)) != str(jax.tree.structure(fresh)):
         raise InputError(f"init_from '{recipe.init_from}' is a run of another model; its weights do not fit")
 
     def choose(path, new, old):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cifar_jax.augment import augment
+from cifar_jax.augment import augment, views
 from cifar_jax.losses import LOSSES
 from cifar_jax.models import MODELS
 from cifar_jax.optim import OPTIMIZERS, SCHEDULES
@@ -85,6 +85,8 @@ def check(recipe: Recipe) -> None:
     if recipe.early_stopping.metric not in ("validation_accuracy", "validation_loss"):
         metric = recipe.early_stopping.metric
         raise InputError(f"early_stopping.metric is '{metric}'; it must be 'validation_accuracy' or 'validation_loss'")
+    views(recipe.evaluation.views)
+    build(OPTIMIZERS, recipe.optimizer, "optimizer")
     jax.eval_shape(lambda: learning_rate(recipe, jnp.int32(0)))
     shapes = jax.eval_shape(lambda: init(recipe))
     images = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.data.image_shape), jnp.uint8)

@@ -1,10 +1,10 @@
 """A run as it lies on disk, and `Run`, what is known of a trained model; everything but training meets it here.
 
-    recipe.json        the resolved recipe; `--config=<workdir>/recipe.json` repeats the run
-    environment.json   versions, devices, classes, digest of the training data
-    metrics.jsonl      a line an epoch: see `log`
-    checkpoints/       with manifests/ and quarantine/: see `checkpoint`
-    evaluation.json    the test split, written last: a run that has it is complete
+recipe.json        the resolved recipe; `--config=<workdir>/recipe.json` repeats the run
+environment.json   versions, devices, classes, digest of the training data
+metrics.jsonl      a line an epoch: see `log`
+checkpoints/       with manifests/ and quarantine/: see `checkpoint`
+evaluation.json    the test split, written last: a run that has it is complete
 """
 
 import contextlib
@@ -79,7 +79,7 @@ def load_run(workdir: str | Path, which: str | None = None, **functions: Any) ->
     stored = from_json(read_json(workdir / "recipe.json"))
     recipe = freeze(with_functions(stored, functions))
     like = jax.eval_shape(lambda: train.init(recipe))
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    with Checkpoints(workdir / "checkpoints", reader=True) as checkpoints:
         restored = checkpoints.restore(like, which or ("best" if recipe.early_stopping.patience else "last"))
     if restored is None:
         raise InputError(f"the run in '{workdir}' has no whole checkpoint yet; train it with --workdir={workdir}")
@@ -117,7 +117,9 @@ def locked(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"workdir '{workdir}' is in use by another process; wait for it or name another") from error
+            raise InputError(
+                f"workdir '{workdir}' is in use by another process; wait for it or name another"
+            ) from error
         yield
 
 
@@ -126,7 +128,9 @@ def claim(workdir: Path, recipe: Any, data_digest: str, classes: tuple[str, ...]
     if (workdir / "recipe.json").exists():
         changed = differences(from_json(read_json(workdir / "recipe.json")), recipe)
         if changed:
-            raise InputError(f"workdir '{workdir}' holds a run of another recipe; name another folder: {'; '.join(changed)}")
+            raise InputError(
+                f"workdir '{workdir}' holds a run of another recipe; name another folder: {'; '.join(changed)}"
+            )
         digest = read_json(workdir / "environment.json")["data_digest"]
         if digest != data_digest:
             raise InputError(

@@ -1,4 +1,4 @@
-"""The defaults of every recipe. A recipe file returns only what it sets otherwise; fields that are not here do not exist.
+"""The defaults of every recipe: a recipe file returns only what it sets otherwise, and no other fields exist.
 
 The sections model, optimizer, schedule and loss name a function of a table (`cifar_jax.models.MODELS`,
 `optim.OPTIMIZERS`, `optim.SCHEDULES`, `losses.LOSSES`); their other fields are that function's parameters.
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
                 "validation": 5000,  # images held out of train, the same share of each class
                 "seed": 0,  # which ones are held out
                 "mean": (0.4914, 0.4822, 0.4465),  # of each channel, pixels in 0..1; one number serves all channels
-                "std": (0.2470, 0.2435, 0.2616),
+                "std": (0.2470, 0.2435, 0.2616),  # of each channel, likewise
                 "num_classes": 0,  # this and the two below are filled in from the data set
                 "image_shape": (),  # height, width, channels
                 "train_count": 0,  # images trained on, validation held out

@@ -62,7 +62,7 @@ LIKE = jax.eval_shape(lambda: state_at(0))
 def save_all(run: Path, steps: list[int], accuracy: dict[int, float] | None = None, keep: int = 2) -> None:
     with Checkpoints(run / "checkpoints", keep) as checkpoints:
         for step in steps:
-            checkpoints.save(step, state_at(step), {"validation_accuracy": (accuracy or {}).get(step, 0.5)})
+            checkpoints.save(step, state_at(step), (accuracy or {}).get(step, 0.5))
 
 
 def folders(run: Path) -> list[int]:
@@ -94,7 +94,7 @@ def test_round_trip(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert restored is not None
         assert restored[1] == 7
         assert_same(restored[0], state_at(7))
-        assert checkpoints.restore(LIKE, "best") is None  # no accuracy was given
+        assert checkpoints.restore(LIKE, "best") is None  # no score was given
         assert checkpoints.steps() == [7]
         with pytest.raises(InputError, match="'newest' is unknown; known: last, best"):
             checkpoints.restore(LIKE, "newest")
@@ -126,9 +126,10 @@ def test_donated_arrays_are_saved_as_they_were(tmp_path: Path) -> None:
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, tree, None)
         address = tree["layer_0"].unsafe_buffer_pointer()
+        tree = overwrite(tree)
+        assert tree["layer_0"].unsafe_buffer_pointer() == address  # in place: the donation was real, no view is held
         for _ in range(20):
             tree = overwrite(tree)
-        assert tree["layer_0"].unsafe_buffer_pointer() == address  # in place: the donation was real, no view held it
         restored = checkpoints.restore(jax.eval_shape(lambda: tree))
     assert restored is not None
     assert_same(restored[0], expected)
@@ -388,9 +389,30 @@ def test_manifest_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     assert restored[1] == 1
 
 
-def test_metrics_must_be_finite(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the metrics of step 1 are not finite: {'loss': nan}"):
-        Checkpoints(tmp_path / "checkpoints").save(1, state_at(1), {"loss": float("nan")})
+def test_a_score_must_be_finite(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the score of step 1 is nan; it must be finite"):
+        Checkpoints(tmp_path / "checkpoints").save(1, state_at(1), float("nan"))
+
+
+def test_best_may_be_negative(tmp_path: Path) -> None:
+    """Early stopping by loss scores -loss."""
+    save_all(tmp_path, [1, 2, 3, 4], {1: -3.0, 2: -0.5, 3: -1.0, 4: -2.0})
+    restored = Checkpoints(tmp_path / "checkpoints").restore(LIKE, "best")
+    assert restored is not None
+    assert restored[1] == 2
+
+
+def test_a_reader_moves_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Not what is damaged, which it tells, and not what a live run may be saving, which it passes over."""
+    save_all(tmp_path, [1, 2, 3])
+    shutil.copytree(tmp_path / "checkpoints" / "3", tmp_path / "checkpoints" / "4")  # committed, not yet in a manifest
+    shutil.rmtree(tmp_path / "checkpoints" / "3")
+    before = sorted(tmp_path.rglob("*"))
+    restored = Checkpoints(tmp_path / "checkpoints", reader=True).restore(LIKE)
+    assert restored is not None
+    assert restored[1] == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    assert [str(warning.message).split(" in ")[0] for warning in recwarn] == ["checkpoint 3"]
 
 
 SAVE_LOOP = """
@@ -405,7 +427,7 @@ step = restored[1] if restored else 0
 while True:
     step += 1
     state = {"step": np.array(step, np.int32), "x": np.full((99, 999), step, np.float32)}
-    checkpoints.save(step, state, {"validation_accuracy": step % 7 / 7})
+    checkpoints.save(step, state, step % 7 / 7)
     print("saving", flush=True)
 """
 

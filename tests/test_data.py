@@ -209,11 +209,10 @@ def test_not_image_classification(tmp_path):
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    """A folder of 3 train shards (70, 70, 70) and 1 test shard of 50, of which each test damages a copy."""
+    """A folder of 3 train shards of 70 and 3 test shards of 80, of which each test damages a copy."""
     root = tmp_path_factory.mktemp("pristine")
     examples = _examples(210, size=(16, 16, 3))
-    # 3 shards a split as TFDS cuts them; the second data set gives a shard of another length.
-    _write(root, "made", {"train": examples, "test": _examples(150, size=(16, 16, 3), seed=1)}, shards=3)
+    _write(root, "made", {"train": examples, "test": _examples(240, size=(16, 16, 3), seed=1)}, shards=3)
     return root, examples
 
 
@@ -225,7 +224,7 @@ def test_a_damaged_shard_is_named(tmp_path, pristine, damage):
     content = bytearray(shard.read_bytes())
     if damage == "missing":
         shard.unlink()
-    elif damage == "other_length":
+    elif damage == "other_length":  # 80 examples where 70 belong: every one can be read
         shutil.copy(folder / "made-test.array_record-00001-of-00003", shard)
     else:
         if damage == "cut":
@@ -244,7 +243,7 @@ def test_a_damaged_shard_is_named(tmp_path, pristine, damage):
     assert "prepare it again" in text
     assert "is missing" in text if damage == "missing" else "cannot be read" in text
     assert not list((tmp_path / "cache").rglob("*.npy"))  # nothing damaged is kept
-    assert len(_load("made", "test").labels) == 150
+    assert len(_load("made", "test").labels) == 240
 
 
 def test_a_swapped_shard_of_a_known_set(tmp_path, pristine, monkeypatch):

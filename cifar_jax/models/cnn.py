@@ -1,12 +1,12 @@
 """Two convolutions with max-pooling and a fully connected head: the network of many a first tutorial.
 
-    layer                     output (32x32 input, width 32)
-    conv 5x5, activation      32 x 32 x 32
-    max-pool 2x2              16 x 16 x 32
-    conv 5x5, activation      16 x 16 x 64
-    max-pool 2x2               8 x  8 x 64
-    dense, activation, dropout     hidden
-    dense                     num_classes
+layer                     output (32x32 input, width 32)
+conv 5x5, activation      32 x 32 x 32
+max-pool 2x2              16 x 16 x 32
+conv 5x5, activation      16 x 16 x 64
+max-pool 2x2               8 x  8 x 64
+dense, activation, dropout     hidden
+dense                     num_classes
 """
 
 from typing import Any

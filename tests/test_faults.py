@@ -1,0 +1,169 @@
+"""Bad input: one sentence that quotes it, exit code 2, nothing written."""
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cifar_jax as cj
+import launch
+from cifar_jax import datasets
+from tests import made
+
+
+def refused(arguments, capsys):
+    """The one line on stderr of a command that must end with code 2."""
+    try:
+        code = launch.main(arguments)
+    except SystemExit as stop:  # the parser's own way out
+        code = stop.code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ") or "Traceback" in line]
+    assert code == 2
+    assert len(lines) == 1
+    return lines[0]
+
+
+QUICK = ["train", "--config=configs/quickstart.py"]
+FAULTS = {
+    "unknown field": (
+        ["--config.optimiser.learning_rate=1"],
+        "'optimiser.learning_rate' is unknown; did you mean 'optimizer'",
+    ),
+    "unknown field in a closed section": (
+        ["--config.augment.flop=1"],
+        "'augment.flop' is unknown; did you mean 'augment.flip'",
+    ),
+    "unknown parameter": (
+        ["--config.optimizer.learning_rat=1"],
+        "'optimizer.learning_rat' is unknown to optimizer 'adam'; did you mean 'learning_rate'",
+    ),
+    "wrong type": (["--config.epochs=many"], "'epochs' is 'many', a str; it takes an int"),
+    "wrong type of a parameter": (["--config.model.width=1.5"], "'model.width' is 1.5, a float; it takes an int"),
+    "a section is not a value": (["--config.augment=3"], "'augment' is 3; it is a section of fields: crop, flip"),
+    "unknown model": (
+        ["--config.model.name=resnet81"],
+        "model 'resnet81' is unknown; did you mean 'resnet18'? Known: cnn",
+    ),
+    "unknown optimizer": (["--config.optimizer.name=sdg"], "optimizer 'sdg' is unknown; did you mean 'sgd'"),
+    "an optimizer without its rate": (["--config.optimizer.name=sgd"], "needs a value for 'optimizer.learning_rate'"),
+    "unknown activation": (["--config.model.activation=rellu"], "activation 'rellu' is unknown; did you mean 'relu'"),
+    "unknown data set": (["--config.data.name=cifar11"], "'cifar11'"),
+    "unknown dtype": (["--config.dtype=float31"], "dtype 'float31' is unknown"),
+    "unknown views": (["--config.evaluation.views=miror"], "views 'miror' are unknown; did you mean 'mirror'"),
+    "unknown metric": (["--config.early_stopping.metric=f2"], "early_stopping.metric is 'f2'"),
+    "batch larger than the data": (
+        ["--config.batch_size=2000"],
+        "batch_size=2000 is larger than the training set of 1293 images",
+    ),
+    "validation larger than train": (["--config.data.validation=1437"], "data.validation=1437"),
+    "patience without validation": (
+        ["--config.data.validation=0", "--config.early_stopping.patience=2"],
+        "needs a validation split",
+    ),
+    "negative": (["--config.epochs=-1"], "'epochs' is -1; it must be at least 1"),
+    "out of range": (["--config.model.dropout=1.5"], "'model.dropout' is 1.5; it must be between 0 and 1"),
+    "unknown flag": (["--worksdir=x"], "--worksdir=x"),
+    "no value": (["--config.epochs"], "'--config.epochs' is not of the form --config.FIELD=VALUE"),
+    "no recipe": (
+        ["--config=configs/nosuch.py"],
+        "recipe 'configs/nosuch.py' is not a file; known recipes: configs/cnn.py",
+    ),
+    "no run to start from": (["--config.init_from=nowhere"], "'nowhere' holds no run"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), FAULTS.values(), ids=FAULTS)
+def test_one_sentence_and_nothing_written(arguments, expected, tmp_path, capsys):
+    line = refused([*QUICK, f"--workdir={tmp_path / 'run'}", *arguments], capsys)
+    assert expected in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    line = refused([*QUICK, f"--workdir={tmp_path / 'file' / 'run'}"], capsys)
+    assert f"workdir '{tmp_path / 'file' / 'run'}' cannot be written" in line
+
+
+def test_evaluate_without_a_run(tmp_path, capsys):
+    assert "holds no run" in refused(["evaluate", f"--workdir={tmp_path}"], capsys)
+
+
+def test_offline_and_unprepared_answers_at_once(tmp_path, capsys, monkeypatch):
+    import dataclasses
+
+    unreachable = dataclasses.replace(datasets.DATASETS["cifar10"], url="http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    monkeypatch.setitem(datasets.DATASETS, "cifar10", unreachable)
+    began = time.monotonic()
+    arguments = ["train", "--config=configs/cnn.py", f"--data_dir={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}"]
+    line = refused(arguments, capsys)
+    assert time.monotonic() - began < 2
+    assert "data set 'cifar10' is not prepared" in line
+    assert "TFDS_DATA_DIR" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_shard_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = datasets.prepare("digits", tmp_path, progress=False)
+    shard = next(path for path in folder.iterdir() if "train.array_record" in path.name)
+    shard.write_bytes(shard.read_bytes()[:-70000])
+    line = refused([*QUICK, f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'run'}"], capsys)
+    assert shard.name in line
+    assert not (tmp_path / "run").exists()
+
+
+DATA = {"train": made.split(96, classes=4, size=8, seed=0), "test": made.split(40, classes=4, size=8, seed=1)}
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    """It says the step and the learning rate, and keeps the last good checkpoint."""
+
+    def explode_late(epoch, epochs):
+        import jax.numpy as jnp
+
+        return jnp.where(epoch < 2, 1e-3, 1e30)
+
+    recipe = made.recipe(epochs=5, batch_size=16, **{"optimizer.learning_rate": 1.0})
+    with pytest.raises(cj.InputError, match=r"not finite at step 1[2-7] \(epoch 3, learning rate 1e\+30\)"):
+        cj.fit(recipe, tmp_path, data=DATA, schedule=explode_late, progress=False)
+    run = cj.load_run(tmp_path, schedule=explode_late)
+    assert run.state.step == 12
+    assert all(np.isfinite(leaf).all() for leaf in run.state.params["Dense_0"].values())
+    assert [line["epoch"] for line in run.history] == [1, 2]
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_a_checkpoint_of_another_model_is_not_damage(tmp_path):
+    cj.fit(made.recipe(epochs=1, batch_size=16), tmp_path, data=DATA, progress=False)
+    recipe = (tmp_path / "recipe.json").read_text()
+    (tmp_path / "recipe.json").write_text(recipe.replace('"width": 4', '"width": 6'))
+    with pytest.raises(cj.InputError, match="another model"):
+        cj.load_run(tmp_path)
+    assert not (tmp_path / "quarantine").exists()
+
+
+def test_a_damaged_recipe_json_is_named(tmp_path):
+    cj.fit(made.recipe(epochs=1, batch_size=16), tmp_path, data=DATA, progress=False)
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(cj.InputError, match=r"recipe\.json is damaged"):
+        cj.load_run(tmp_path)
+
+
+def test_a_run_whose_checkpoints_are_gone(tmp_path):
+    cj.fit(made.recipe(epochs=1, batch_size=16), tmp_path, data=DATA, progress=False)
+    shutil.rmtree(tmp_path / "checkpoints")
+    shutil.rmtree(tmp_path / "manifests")
+    with pytest.raises(cj.InputError, match="no whole checkpoint"):
+        cj.load_run(tmp_path)
+
+
+def test_recipes_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cj.load_recipe("configs/cnn.py").model.name == "cnn"
+    Path("mine.py").write_text("x = 1")
+    with pytest.raises(cj.InputError, match="get_config"):
+        cj.load_recipe("mine.py")

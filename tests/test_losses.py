@@ -1,0 +1,55 @@
+"""Losses against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cifar_jax.losses import LOSSES, cross_entropy
+
+RANDOM = np.random.RandomState(0)
+LOGITS = RANDOM.normal(size=(9, 5)).astype(np.float32) * 4
+LABELS = RANDOM.randint(0, 5, 9)
+ONE_HOT = np.eye(5, dtype=np.float32)[LABELS]
+MIXED = 0.7 * ONE_HOT + 0.3 * np.roll(ONE_HOT, 2, -1)
+
+
+def reference(logits, targets, smoothing):
+    logits, targets = np.float64(logits), np.float64(targets)
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    smooth = (1 - smoothing) * targets + smoothing * np.full(targets.shape, 1 / targets.shape[1])
+    return np.array([-np.dot(*pair) for pair in zip(smooth, log_probabilities, strict=True)])
+
+
+@pytest.mark.parametrize("targets", [ONE_HOT, MIXED], ids=["one-hot", "mixed"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_cross_entropy_is_the_formula(targets, smoothing):
+    losses = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(targets), smoothing)
+    assert losses.shape == (9,)
+    assert losses.dtype == jnp.float32
+    np.testing.assert_allclose(losses, reference(LOGITS, targets, smoothing), rtol=2e-6)
+
+
+def test_label_smoothing_is_off_by_default():
+    np.testing.assert_array_equal(cross_entropy(LOGITS, ONE_HOT), cross_entropy(LOGITS, ONE_HOT, 0.0))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_gradient_is_probabilities_minus_targets(smoothing):
+    gradient = jax.grad(lambda logits: cross_entropy(logits, MIXED, smoothing).sum())(LOGITS)
+    probabilities = np.exp(np.float64(LOGITS)) / np.exp(np.float64(LOGITS)).sum(-1, keepdims=True)
+    np.testing.assert_allclose(gradient, probabilities - (0.8 * MIXED + 0.04 if smoothing else MIXED), atol=1e-6)
+
+
+def test_cross_entropy_of_a_sure_mistake_is_large_and_finite():
+    logits = jnp.array([[1000.0, -1000.0]])
+    np.testing.assert_array_equal(cross_entropy(logits, jnp.array([[0.0, 1.0]])), [2000.0])
+    np.testing.assert_array_equal(cross_entropy(logits, jnp.array([[1.0, 0.0]])), [0.0])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_one_number_an_example_that_depends_on_its_own_row_only(name):
+    whole = LOSSES[name](jnp.asarray(LOGITS), jnp.asarray(ONE_HOT))
+    assert whole.shape == (9,)
+    changed = LOSSES[name](jnp.asarray(LOGITS).at[3].add(RANDOM.normal(size=5)), jnp.asarray(ONE_HOT))
+    np.testing.assert_array_equal(np.flatnonzero(changed != whole), [3])
