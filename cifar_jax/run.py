@@ -261,8 +261,9 @@ def _score(recipe: Any, line: dict[str, Any]) -> float | None:
 
 
 def _best(recipe: Any, history: list[dict[str, Any]]) -> int:
-    """The first epoch with the highest score."""
-    return max(history, key=lambda line: (_score(recipe, line), -line["epoch"]))["epoch"]
+    """The first epoch with the highest score, among those that end a chunk: only there is a state to return to."""
+    ends = [line for line in history if line["epoch"] % recipe.chunk_epochs == 0 or line["epoch"] == recipe.epochs]
+    return max(ends, key=lambda line: (_score(recipe, line), -line["epoch"]))["epoch"]
 
 
 def _ended(recipe: Any, history: list[dict[str, Any]], epoch: int) -> bool:

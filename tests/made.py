@@ -38,7 +38,7 @@ def recipe(changes: Mapping[str, Any] | None = None, **more: Any) -> FrozenConfi
         "configs/cnn.py",
         {
             "model": {"name": "cnn", "width": 4, "kernel_size": 3, "hidden": 8},
-            "optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9},
+            "optimizer": {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9},
             "data": {"num_classes": CLASSES, "image_shape": (SIZE, SIZE, 3), "train_count": COUNT},
             "dtype": "float32",
             "epochs": 4,

@@ -63,8 +63,14 @@ def stop_after(epoch, monkeypatch):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"chunk_epochs": 2}, {"checkpoint.every_epochs": 2}, {"early_stopping.patience": 4, "data.validation": 32}],
-    ids=["each epoch", "chunks of two", "saved every second", "early stopping"],
+    [
+        {},
+        {"chunk_epochs": 2},
+        {"checkpoint.every_epochs": 2},
+        {"early_stopping.patience": 4},
+        {"early_stopping.patience": 4, "chunk_epochs": 2},
+    ],
+    ids=["each epoch", "chunks of two", "saved every second", "early stopping", "early stopping in chunks"],
 )
 @pytest.mark.parametrize("epoch", [1, 4])
 def test_a_stopped_run_resumes_exactly(changes, epoch, tmp_path, monkeypatch):
