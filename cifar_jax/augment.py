@@ -34,8 +34,8 @@ def crop(key: Array, images: Array, pixels: int) -> Array:
 
 def _reflect(index: Array, size: int) -> Array:
     """-1 -> 1, -2 -> 2, size -> size - 2: the border pixel itself is not repeated."""
-    index = jnp.abs(index)
-    return jnp.where(index >= size, 2 * (size - 1) - index, index)
+    index %= max(2 * (size - 1), 1)  # the reflection of a reflection is the image again
+    return jnp.minimum(index, 2 * (size - 1) - index)
 
 
 AUGMENTATIONS: dict[str, Callable[[Array, Array, Any], Array]] = {

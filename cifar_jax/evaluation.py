@@ -49,9 +49,9 @@ def sums(recipe: Any, state: TrainState, images: Array, labels: Array, views: st
             jnp.minimum(confidence * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(int), CALIBRATION_BINS
         )
         correct = (true * predicted).sum(-1)
-        ahead = (scores > jnp.take_along_axis(scores, batch[1][:, None], -1)).sum(
-            -1
-        )  # classes preferred to the true one
+        own = jnp.take_along_axis(scores, batch[1][:, None], -1)
+        behind = (scores < own) | ((scores == own) & (jnp.arange(classes) > batch[1][:, None]))  # as argmax breaks ties
+        ahead = classes - 1 - behind.sum(-1)  # a NaN is behind nothing
         losses = build(LOSSES, recipe.loss, "loss", logits=scores, targets=true)
         seen = {
             "loss_sum": (weight * losses).sum(),

@@ -140,9 +140,10 @@ def _max_pool(window, strides, images):
 
 def _max_pool_forward(window, strides, images):
     largest, *others = _slices(window, strides, images)
-    first = jnp.zeros(largest.shape, jnp.int8)  # which position won
+    kind = jnp.int8 if window[0] * window[1] <= 128 else jnp.int32
+    first = jnp.zeros(largest.shape, kind)  # which position won
     for position, other in enumerate(others, start=1):
-        first = jnp.where(other > largest, jnp.int8(position), first)
+        first = jnp.where(other > largest, kind(position), first)
         largest = jnp.maximum(largest, other)
     return largest, (first, images.shape)
 
@@ -154,7 +155,7 @@ def _max_pool_backward(window, strides, saved, gradient):
         repeat = lambda x: jnp.repeat(jnp.repeat(x, window[0], 1), window[1], 2)
         height, width = (n * k for n, k in zip(first.shape[1:3], window, strict=True))
         position = (jnp.arange(height) % window[0])[:, None] * window[1] + jnp.arange(width) % window[1]
-        kept = jnp.where(repeat(first) == position[..., None].astype(jnp.int8), repeat(gradient), zero)
+        kept = jnp.where(repeat(first) == position[..., None].astype(first.dtype), repeat(gradient), zero)
         return (lax.pad(kept, zero, [(0, 0, 0), (0, shape[1] - height, 0), (0, shape[2] - width, 0), (0, 0, 0)]),)
     total = jnp.zeros(shape, gradient.dtype)
     for position in range(window[0] * window[1]):

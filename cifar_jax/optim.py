@@ -92,7 +92,7 @@ def _warm(epoch: Any, warmup_epochs: float) -> Any:
 
 def _progress(epoch: Any, epochs: float, warmup_epochs: float) -> Any:
     """0 -> 1 from the end of the warm-up to the end of the run."""
-    return jnp.clip((epoch - warmup_epochs) / (epochs - warmup_epochs), 0.0, 1.0)
+    return jnp.clip((epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-6), 0.0, 1.0)
 
 
 def constant(epoch: Any, epochs: float, warmup_epochs: float = 0.0) -> Any:

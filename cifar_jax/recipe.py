@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 # The sections that name a function of a table; their other fields are its parameters.
 BUILT = ("model", "optimizer", "schedule", "loss")
 
 Table = Mapping[str, Callable[..., Any]]
+SECTION = (Mapping, ConfigDict, FrozenConfigDict)
 
 
 class InputError(ValueError):
@@ -35,7 +37,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"model": {"width": 3}} -> {"model.width": 3}; keys that are dotted already stay."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping | ConfigDict | FrozenConfigDict):
+        if isinstance(value, SECTION):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
@@ -56,7 +58,7 @@ def override(recipe: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) 
     flat = flatten(changes)
     for section in BUILT:
         name = flat.pop(f"{section}.name", changed[section].name)
-        given_whole = "name" in changes.get(section, ())
+        given_whole = isinstance(given := changes.get(section), SECTION) and "name" in given
         if given_whole or name != changed[section].name:
             changed[section] = ConfigDict({"name": name})
     for path, value in flat.items():
@@ -89,6 +91,8 @@ def _as_type_of(path: str, value: Any, default: Any) -> Any:
         or not isinstance(default, bool | int | float | str | tuple | list)
     ):
         return value
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(default, bool) or isinstance(value, bool):
         fits = isinstance(default, bool) and isinstance(value, bool)
     elif isinstance(default, float):
@@ -102,11 +106,14 @@ def _as_type_of(path: str, value: Any, default: Any) -> Any:
     else:
         fits = isinstance(value, type(default))
     if not fits:
-        kind = {"int": "an int"}.get(type(default).__name__, f"a {type(default).__name__}")
-        raise InputError(
-            f"recipe field '{path}' is {value!r}, a {type(value).__name__}; it takes {kind}, such as {default!r}"
-        )
+        kind = _a(default)
+        raise InputError(f"recipe field '{path}' is {value!r}, {_a(value)}; it takes {kind}, such as {default!r}")
     return value
+
+
+def _a(value: Any) -> str:
+    """ "an int", "a str"."""
+    return f"{'an' if isinstance(value, int) and not isinstance(value, bool) else 'a'} {type(value).__name__}"
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, Any]:

@@ -80,6 +80,13 @@ def check(recipe: Recipe) -> None:
         if isinstance(value, int | float) and not low <= value <= high:
             allowed = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
             raise InputError(f"recipe field '{field}' is {value}; it must be {allowed}")
+    channels = recipe.data.image_shape[-1]
+    for field in ("mean", "std"):
+        values = recipe.data[field]
+        if len(values) not in (1, channels) or (field == "std" and not all(value > 0 for value in values)):
+            raise InputError(
+                f"recipe field 'data.{field}' is {values}; it takes one number, or {channels} (std above 0)"
+            )
     if recipe.early_stopping.patience and not recipe.data.validation:
         raise InputError("early_stopping.patience needs a validation split; set data.validation to a number of images")
     if recipe.early_stopping.metric not in ("validation_accuracy", "validation_loss"):
@@ -95,7 +102,7 @@ def check(recipe: Recipe) -> None:
 
 
 RANGES = [  # field, least, most
-    ("seed", 0, 2**32 - 1),
+    ("seed", 0, 2**31 - 1),
     ("epochs", 1, float("inf")),
     ("batch_size", 1, float("inf")),
     ("chunk_epochs", 1, float("inf")),
@@ -104,6 +111,8 @@ RANGES = [  # field, least, most
     ("optimizer.weight_decay", 0, float("inf")),
     ("gradient_clip_norm", 0, float("inf")),
     ("model.dropout", 0, 1),
+    ("model.width", 1, float("inf")),
+    ("schedule.warmup_epochs", 0, float("inf")),
     ("loss.label_smoothing", 0, 1),
     ("augment.flip", 0, 1),
     ("augment.crop", 0, float("inf")),

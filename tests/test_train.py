@@ -204,7 +204,7 @@ def test_each_step_and_each_seed_draws_its_own_augmentation():
     assert drawn(recipe, 3) != drawn(recording(augment=draw, seed=1), 3)
 
 
-def test_each_step_draws_its_own_dropout_and_not_from_the_augmentations_key():
+def test_each_step_draws_its_own_dropout():
     recipe = made.recipe({"model.dropout": 0.5})
     losses = [
         float(made.step(recipe)(made.init(recipe).replace(step=jnp.int32(step)), *batch())[1]["loss_sum"])
