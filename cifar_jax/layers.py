@@ -52,7 +52,18 @@ def _convolution(strides: tuple[int, int], pads: tuple[tuple[int, int], ...], im
     return lax.conv_general_dilated(images, kernel, strides, pads, dimension_numbers=LAYOUT)
 
 
+def _kept(images: Array) -> Array:
+    """The identity, in a form that makes XLA's CPU compiler store the result once.
+
+    It copies the chains of unary operations that end in ReLU into each of their uses, the transposes of the filter
+    gradient among them; this select is not copied. ResNet-18's step takes 0.86 of the time, the smaller networks' the
+    same (2 cores, interleaved, n=4).
+    """
+    return lax.platform_dependent(images, cpu=lambda x: jnp.where(x == x, x, jnp.nan), default=lambda x: x)
+
+
 def _forward(strides, pads, images, kernel):
+    images = _kept(images)
     return _convolution(strides, pads, images, kernel), (images, kernel)
 
 
