@@ -112,13 +112,14 @@ def train(options: argparse.Namespace, changes: dict[str, object]) -> int:
     if complete:
         print(f"the run in {options.workdir} is complete; nothing to do")
     print(run.evaluation)
-    print(f"\nThe run is in {options.workdir}: metrics.jsonl, evaluation.json, checkpoints/. Next:")
-    print(f"  python launch.py evaluate --workdir={options.workdir} --views=mirror_shift")
+    here = Path(sys.executable)
+    python = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here.name
+    print(f"\nThe run is in {options.workdir}. Next:")
+    print(f"  cat {options.workdir}/metrics.jsonl {options.workdir}/evaluation.json")
+    print(f"  {python} launch.py evaluate --workdir={options.workdir} --views=mirror")
     if run.recipe.data.name == "digits":
-        print(
-            "  python launch.py train --config=configs/cnn.py --workdir=runs/cnn      # CIFAR-10, 162 MiB to download"
-        )
-        print("  python launch.py train --config=configs/resnet18.py                    # CIFAR-10 on a GPU")
+        print(f"  {python} launch.py train --config=configs/cnn.py         # CIFAR-10, 162 MiB to download")
+        print(f"  {python} launch.py train --config=configs/resnet18.py    # CIFAR-10, for a GPU")
     return 0
 
 

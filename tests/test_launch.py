@@ -43,7 +43,7 @@ def test_the_quickstart_learns_and_names_the_next_commands(tmp_path, capsys):
     assert evaluation["accuracy"] >= 0.97
     assert evaluation["count"] == 360
     assert "macro mean" in output
-    assert "python launch.py train --config=configs/cnn.py" in output
+    assert "launch.py train --config=configs/cnn.py" in output
 
     assert launch.main(arguments) == 0
     assert "is complete; nothing to do" in capsys.readouterr().out
