@@ -34,7 +34,7 @@ class CNN(nn.Module):
         x = images
         for features in (self.width, 2 * self.width):
             x = Convolution(features, kernel_size, dtype=self.dtype)(x)
-            x = max_pool(activate(x))
+            x = activate(max_pool(x))
         x = x.reshape(x.shape[0], -1)
         x = activate(nn.Dense(self.hidden, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
