@@ -1,0 +1,19 @@
+"""configs/cnn.py's network and epochs with what usually helps: flip and crop, Adam, a one-cycle schedule, dropout.
+
+python launch.py train --config=configs/cnn_plus.py --workdir=runs/cnn_plus
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "epochs": 30,
+            "batch_size": 128,
+            "model": {"name": "cnn", "dropout": 0.3},
+            "optimizer": {"name": "adam", "learning_rate": 3e-3},
+            "schedule": {"name": "one_cycle"},
+            "augment": {"flip": 0.5, "crop": 4},
+        }
+    )
