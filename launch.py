@@ -21,10 +21,14 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:
-        print(f"\nstopped; the same command resumes from the last checkpoint in {options.workdir}", file=sys.stderr)
-        sys.stdout.flush()
-        os._exit(128 + (stop.args or (signal.SIGINT,))[0])  # the device may be amid an epoch that nobody waits for
+
+
+def interrupted(stop: KeyboardInterrupt) -> NoReturn:
+    """Ctrl-C, or SIGTERM: what was saved stays, and nobody waits for the epoch that the device is at."""
+    if sys.argv[1:2] != ["evaluate"]:
+        print("\nstopped; the same command resumes from the last checkpoint", file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(128 + (stop.args or (signal.SIGINT,))[0])
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, object]]:
@@ -47,13 +51,18 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, object]]:
         command.add_argument("--workdir", required=required, help="folder of the run; runs/<recipe> if not given")
         command.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
     fields = [text for text in arguments if text.startswith("--config.")]
+    changes = dict(map(parse_field, fields))
     options = parser.parse_args([text for text in arguments if text not in fields] or ["train"])
     options.command = options.command or "train"
     if fields and options.command != "train":
         usage_error(f"{fields[0]} sets a recipe field, which only 'train' takes")
-    if options.command == "train" and options.workdir is None:
+    if options.workdir is None and options.config.endswith(".json"):
+        usage_error(f"--config={options.config} repeats a run; name a --workdir for it")
+    if options.workdir is None:
         options.workdir = f"runs/{Path(options.config).stem}"
-    return options, dict(map(parse_field, fields))
+    if not options.workdir:
+        usage_error("--workdir is empty; name a folder")
+    return options, changes
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,10 +115,10 @@ def prepare_process() -> None:
 def train(options: argparse.Namespace, changes: dict[str, object]) -> int:
     import cifar_jax as cj
 
-    complete = (Path(options.workdir) / "evaluation.json").exists()
+    before = Path(options.workdir, "evaluation.json").exists()
     recipe = cj.load_recipe(options.config, changes)
     run = cj.fit(recipe, options.workdir, data_dir=options.data_dir)
-    if complete:
+    if before:
         print(f"the run in {options.workdir} is complete; nothing to do")
     print(run.evaluation)
     here = Path(sys.executable)
@@ -135,5 +144,8 @@ COMMANDS = {"train": train, "evaluate": evaluate}
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, stop)
-    prepare_process()
-    sys.exit(main(sys.argv[1:]))
+    try:
+        prepare_process()
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt as signalled:
+        interrupted(signalled)

@@ -141,6 +141,10 @@ def _read(folder: Path, name: str, split: str, progress: bool) -> Split:
                 )
             images[index], labels[index] = image, example["label"]
         classes = tuple(builder.info.features["label"].names)
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise InputError(
+            f"split {split!r} in {folder} has labels outside its {len(classes)} classes: -1 marks unlabelled"
+        )
     digests = _example_digests(images, labels, len(classes))
     order = sorted(range(len(digests)), key=digests.__getitem__)
     digest = hashlib.sha256(b"".join(digests[index] for index in order)).hexdigest()
@@ -238,8 +242,7 @@ def _to_cache(fingerprint: str, loaded: Split) -> None:
         np.save(temporary / "labels.npy", loaded.labels)
         # The class names are the prepared folder's, not the content's: they stay with the fingerprint.
         entry = {"digest": loaded.digest, "shape": loaded.images.shape, "classes": loaded.classes}
-        (temporary / "meta.json").write_text(json.dumps(entry))
-        shutil.copy(temporary / "meta.json", index.with_suffix(f".{temporary.name}"))
+        index.with_suffix(f".{temporary.name}").write_text(json.dumps(entry))
         try:
             os.rename(temporary, arrays / loaded.digest)
         except OSError:

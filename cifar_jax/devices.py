@@ -1,6 +1,7 @@
 """Where the program runs: compiler options, the mesh over local devices, and placement on it."""
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,9 @@ def compiler_options() -> dict[str, str]:
         return {}
     try:
         jax.jit(lambda: 0, compiler_options=CPU_OPTIONS).lower().compile()
-    except Exception:  # jaxlib's answer to an unknown option is of a different class in each version
+    except Exception as error:  # jaxlib's answer to an unknown option is of a different class in each version
+        reason = (str(error).splitlines() or [""])[0]
+        warnings.warn(f"this jaxlib does not take {CPU_OPTIONS}; training may be slower ({reason})", stacklevel=2)
         return {}
     return CPU_OPTIONS
 

@@ -1,13 +1,18 @@
 """What a run tells: metrics.jsonl, a line an epoch, and a progress bar."""
 
+import contextlib
 import json
 import os
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
+
+from cifar_jax.recipe import InputError
 
 
 class MetricsFile:
@@ -18,34 +23,48 @@ class MetricsFile:
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Writes the lines through to the disk, so that a checkpoint saved afterwards never knows more than the log."""
-        with self.path.open("a") as file:
-            file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def read(self) -> list[dict[str, Any]]:
-        return read_metrics(self.path)
+        try:
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written ({error.strerror}); make room, then resume") from error
 
     def truncate(self, epoch: int) -> list[dict[str, Any]]:
         """Drops the lines after `epoch`, which a resumed run writes again; returns the others."""
-        kept = [line for line in self.read() if line["epoch"] <= epoch]
+        kept = [line for line in read_metrics(self.path) if line["epoch"] <= epoch]
+        if len(kept) < epoch:
+            warnings.warn(f"{self.path} lacks {epoch - len(kept)} of {epoch} epochs; the run goes on", stacklevel=2)
         draft = self.path.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(draft, self.path)
+        try:
+            draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(draft, self.path)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written ({error.strerror}); make room, then resume") from error
         return kept
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl; [] where there is none."""
+    """The lines of a metrics.jsonl in the order of their epochs, damaged ones left out; [] where there is no file."""
     if not path.exists():
         return []
-    lines = []
+    lines = {}
     for text in path.read_text(errors="replace").split("\n")[:-1]:  # what follows the last newline is not whole
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            line = json.loads(text)
+            lines[int(line["epoch"])] = line
+    return [lines[epoch] for epoch in sorted(lines)]
+
+
+def wait(results: Any, meanwhile: Callable[[], Any] = lambda: None) -> None:
+    """Returns when the device has computed the arrays; open to Ctrl-C, which a wait inside the runtime is not."""
+    pause = 0.0005
+    while not all(leaf.is_ready() for leaf in jax.tree.leaves(results)):
+        time.sleep(pause)
+        pause = min(0.2, pause * 1.5)
+        if pause >= 0.2:
+            meanwhile()
 
 
 class Progress:
@@ -56,13 +75,8 @@ class Progress:
         self.bar = tqdm(total=epochs, initial=done, desc="training", bar_format=form, disable=not shown, leave=True)
 
     def wait(self, results: Any) -> None:
-        """Returns when the device has computed the arrays; open to Ctrl-C, which a wait inside the runtime is not."""
-        pause = 0.0005
-        while not all(leaf.is_ready() for leaf in jax.tree.leaves(results)):
-            time.sleep(pause)
-            pause = min(0.2, pause * 1.5)
-            if pause >= 0.2:
-                self.bar.refresh()
+        """`wait`, with the bar's clock going on."""
+        wait(results, self.bar.refresh)
 
     def update(self, lines: list[dict[str, Any]]) -> None:
         last = lines[-1]

@@ -8,6 +8,7 @@ import difflib
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -58,6 +59,10 @@ def override(recipe: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) 
     flat = flatten(changes)
     for section in BUILT:
         name = flat.pop(f"{section}.name", changed[section].name)
+        if isinstance(name, int | float | tuple | list):
+            raise InputError(
+                f"recipe field '{section}.name' is {name!r}; it takes the name of a {section}, or a function"
+            )
         given_whole = isinstance(given := changes.get(section), SECTION) and "name" in given
         if given_whole or name != changed[section].name:
             changed[section] = ConfigDict({"name": name})
@@ -96,13 +101,15 @@ def _as_type_of(path: str, value: Any, default: Any) -> Any:
     if isinstance(default, bool) or isinstance(value, bool):
         fits = isinstance(default, bool) and isinstance(value, bool)
     elif isinstance(default, float):
-        fits = isinstance(value, int | float)
+        fits = isinstance(value, int | float) and not math.isnan(value)
         value = float(value) if fits else value
     elif isinstance(default, int):
         fits = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         value = int(value) if fits else value
     elif isinstance(default, tuple | list):
         fits = isinstance(value, tuple | list)
+        if fits and all(isinstance(item, int | float) for item in (default or [""])):
+            fits = all(isinstance(item, int | float) and not math.isnan(item) for item in value)
     else:
         fits = isinstance(value, type(default))
     if not fits:

@@ -17,10 +17,10 @@ from cifar_jax import data as datalib
 from cifar_jax import evaluation, train
 from cifar_jax.checkpoint import Checkpoints, read_json, write_json
 from cifar_jax.devices import Placement, compute_dtype, jit
-from cifar_jax.log import MetricsFile, Progress
+from cifar_jax.log import MetricsFile, Progress, wait
 from cifar_jax.metrics import Evaluation, summarise
-from cifar_jax.recipe import InputError, freeze, from_json, override
-from cifar_jax.workdir import Run, claim, load_run, locked, with_functions
+from cifar_jax.recipe import InputError, freeze, override
+from cifar_jax.workdir import Run, claim, completed, load_run, locked, read_recipe, with_functions
 
 # Numbers that enter the compiled program as arguments, so that runs that differ in nothing else share one program.
 NUMBERS = ("seed", "optimizer.learning_rate")
@@ -32,19 +32,23 @@ def load_recipe(path: str | Path, changes: Mapping[str, Any] | None = None) -> C
     Raises InputError where the file is missing or a field is unknown.
     """
     file = _recipe_file(Path(path))
-    chosen = from_json(read_json(file)) if file.suffix == ".json" else _get_config(file)
-    recipe = override(_get_config(_recipe_file(Path("configs/base.py"))), chosen)
-    return override(recipe, changes or {})
+    chosen = read_recipe(file) if file.suffix == ".json" else _get_config(file)
+    return override(override(_get_config(_shipped() / "base.py"), chosen), changes or {})
+
+
+def _shipped() -> Path:
+    """The folder of the recipes that come with the package: beside it in a checkout, in it where it is installed."""
+    package = Path(__file__).parent
+    beside = package.parent / "configs"
+    return beside if beside.is_dir() else package / "configs"
 
 
 def _recipe_file(path: Path) -> Path:
     """The file itself, or the one of that name among the recipes that come with the package."""
-    package = Path(__file__).parent
-    for candidate in (path, package.parent / path, package / path):
+    for candidate in (path, _shipped().parent / path):
         if candidate.is_file():
             return candidate
-    folder = package.parent / "configs" if (package.parent / "configs").is_dir() else package / "configs"
-    known = ", ".join(sorted(f"configs/{file.name}" for file in folder.glob("*.py") if file.stem != "base"))
+    known = ", ".join(sorted(f"configs/{file.name}" for file in _shipped().glob("*.py") if file.stem != "base"))
     raise InputError(f"recipe '{path}' is not a file; known recipes: {known}")
 
 
@@ -53,7 +57,10 @@ def _get_config(file: Path) -> ConfigDict:
     if spec is None or spec.loader is None:
         raise InputError(f"recipe '{file}' is neither a .py nor a .json file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(f"recipe '{file}' cannot be read: {error}") from error
     if not hasattr(module, "get_config"):
         raise InputError(f"recipe '{file}' defines no get_config(); see configs/cnn.py for the form")
     return module.get_config()
@@ -85,21 +92,30 @@ def fit(
     """
     functions = {"model": model, "optimizer": optimizer, "schedule": schedule, "loss": loss, "augment": augment}
     recipe = with_functions(recipe, functions)
-    training = data["train"] if data else datalib.load(recipe.data.name, "train", data_dir, progress)
+    workdir = Path(workdir) if workdir is not None else None
+    if workdir and (complete := completed(workdir, recipe, functions)):
+        return complete
+    # The test split is looked at now, so that damage shows before the training, and evaluated once, after it.
+    splits = data or {split: datalib.load(recipe.data.name, split, data_dir, progress) for split in ("train", "test")}
+    training = _training_set(splits)
     recipe = freeze(_resolve(recipe, training))
     placement = Placement()
     placement.check("batch_size", recipe.batch_size)
     train.check(recipe)
-    source = load_run(recipe.init_from) if recipe.init_from else None
-    evaluate_test = functools.partial(evaluate, split="test", data_dir=data_dir, data=data, progress=progress)
-    if workdir is None:
-        return _finish(_train(recipe, training, placement, source, None, progress), evaluate_test)
-    workdir = Path(workdir)
-    with locked(workdir):
-        claim(workdir, recipe, training.digest, training.classes)
-        if (workdir / "evaluation.json").exists():
-            return load_run(workdir, **functions)
-        return _finish(_train(recipe, training, placement, source, workdir, progress), evaluate_test)
+    first_state = functools.partial(_first_state, recipe, functions)
+    if not (workdir and list(workdir.glob("manifests/*.json"))):
+        first_state(jax.eval_shape(lambda: train.init(recipe)))  # raises where init_from does not fit
+    with contextlib.ExitStack() as stack:
+        if workdir:
+            stack.enter_context(locked(workdir))
+            claim(workdir, recipe, training.digest, training.classes)
+        run = _train(recipe, training, placement, first_state, workdir, progress)
+        run.evaluation = evaluate(run, "test", data=splits)
+        if not np.isfinite(run.evaluation.loss):
+            raise InputError(f"the test loss is {run.evaluation.loss}; lower optimizer.learning_rate and train anew")
+        if workdir:
+            write_json(workdir / "evaluation.json", run.evaluation.to_json())
+    return run
 
 
 def evaluate(
@@ -120,16 +136,32 @@ def evaluate(
         raise InputError(f"data set '{recipe.data.name}' has classes {images.classes}; the run knows {run.classes}")
     chosen: Any = slice(None)
     if split != "test":
+        digest = read_json(run.workdir / "environment.json")["data_digest"] if run.workdir else images.digest
+        if images.digest != digest:
+            raise InputError(f"the run was trained on data with digest {digest}; the data set now has {images.digest}")
         chosen = datalib.hold_out(images.labels, recipe.data.validation, recipe.data.seed)[split == "validation"]
         if not len(chosen):
             raise InputError("this run held out no images (data.validation=0), so it has no split 'validation'")
     placement = Placement()
-    chosen_views = views or recipe.evaluation.views
-    program = lambda state, images, labels: evaluation.sums(
-        recipe, state, images, labels, chosen_views, placement.batch
-    )
-    sums = jit(program)(*placement.put((run.state, images.images[chosen], images.labels[chosen])))
+    run.state = placement.put(run.state)
+    arrays = placement.put((images.images[chosen], images.labels[chosen]))
+    sums = run.sums(arrays[0], arrays[1], views or recipe.evaluation.views, placement.batch)
+    wait(sums)
     return summarise(jax.device_get(sums), run.classes, split)
+
+
+def _training_set(splits: Mapping[str, datalib.Split]) -> datalib.Split:
+    """The split "train", once "test" is known to go with it."""
+    for name in ("train", "test"):
+        if name not in splits:
+            raise InputError(f"data needs the splits 'train' and 'test'; it has {', '.join(map(repr, splits))}")
+    training, test = splits["train"], splits["test"]
+    if training.classes != test.classes or training.images.shape[1:] != test.images.shape[1:]:
+        raise InputError(
+            f"the splits do not go together: train has {len(training.classes)} classes and images of"
+            f" {training.images.shape[1:]}, test {len(test.classes)} and {test.images.shape[1:]}"
+        )
+    return training
 
 
 def _resolve(recipe: ConfigDict, training: datalib.Split) -> ConfigDict:
@@ -150,7 +182,7 @@ def _resolve(recipe: ConfigDict, training: datalib.Split) -> ConfigDict:
 def _chunk(
     recipe: Any, epochs: int, placement: Any, numbers: Any, state: Any, train_set: Any, validation_set: Any
 ) -> Any:
-    """`epochs` epochs as one program -> (state, sums [epochs, ...], whether every parameter is finite)."""
+    """`epochs` epochs as one program -> (state, sums [epochs, ...], whether a batch of logits is finite)."""
     recipe = override(recipe, numbers)
 
     def epoch(state, _):
@@ -162,7 +194,9 @@ def _chunk(
         return state, sums
 
     state, sums = jax.lax.scan(epoch, state, length=epochs)
-    finite = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]))
+    # A step may spoil the weights after its own loss was taken, so they are tried before they may be saved.
+    probe = (train_set if validation_set is None else validation_set)[0][: recipe.batch_size]
+    finite = jnp.isfinite(evaluation.logits(recipe, state, probe)).all()
     return state, sums, finite
 
 
@@ -170,7 +204,7 @@ def _train(
     recipe: Any,
     training: datalib.Split,
     placement: Placement,
-    source: Run | None,
+    first_state: Callable[[Any], Any],
     workdir: Path | None,
     progress: bool,
 ) -> Run:
@@ -187,10 +221,7 @@ def _train(
     log = MetricsFile(workdir / "metrics.jsonl") if workdir else None
     checkpoints = Checkpoints(workdir / "checkpoints") if workdir else None
     restored = checkpoints.restore(state) if checkpoints else None
-    if restored:
-        state = restored[0]
-    elif source:
-        state = placement.put(_start_from(source, recipe, state))
+    state = restored[0] if restored else placement.put(first_state(state))
     if log:
         history = log.truncate(int(state.step) // steps)
     if checkpoints and recipe.early_stopping.patience:
@@ -263,13 +294,13 @@ def _score(recipe: Any, line: dict[str, Any]) -> float | None:
 def _best(recipe: Any, history: list[dict[str, Any]]) -> int:
     """The first epoch with the highest score, among those that end a chunk: only there is a state to return to."""
     ends = [line for line in history if line["epoch"] % recipe.chunk_epochs == 0 or line["epoch"] == recipe.epochs]
-    return max(ends, key=lambda line: (_score(recipe, line), -line["epoch"]))["epoch"]
+    return max(ends, key=lambda line: (_score(recipe, line), -line["epoch"]), default={"epoch": 0})["epoch"]
 
 
 def _ended(recipe: Any, history: list[dict[str, Any]], epoch: int) -> bool:
     """Whether all epochs are done, or the validation metric has not improved for `patience` of them."""
     patience = recipe.early_stopping.patience
-    return epoch >= recipe.epochs or bool(patience and history and epoch - _best(recipe, history) >= patience)
+    return epoch >= recipe.epochs or bool(patience and epoch and epoch - _best(recipe, history) >= patience)
 
 
 def _lines(recipe: Any, sums: dict[str, np.ndarray], start: int, seconds: float) -> list[dict[str, Any]]:
@@ -300,7 +331,8 @@ def _lines(recipe: Any, sums: dict[str, np.ndarray], start: int, seconds: float)
 
 
 def _check_finite(recipe: Any, sums: dict[str, np.ndarray], finite: Any, epoch: int) -> None:
-    """Raises InputError at the first step whose loss, or after which a parameter, is not finite."""
+    """Raises InputError at the first step whose loss is not finite, or at the last if it spoilt the weights."""
+    finite = bool(finite) and np.isfinite(sums.get("validation_loss_sum", 0.0)).all()
     losses = sums["loss_sum"].reshape(-1)
     bad = np.flatnonzero(~np.isfinite(losses))
     if len(bad) or not finite:
@@ -313,8 +345,11 @@ def _check_finite(recipe: Any, sums: dict[str, np.ndarray], finite: Any, epoch: 
         )
 
 
-def _start_from(source: Run, recipe: Any, state: train.TrainState) -> train.TrainState:
-    """The new state with the weights of another run; where the classes differ, the head's stay as they were drawn."""
+def _first_state(recipe: Any, functions: Mapping[str, Any], state: train.TrainState) -> train.TrainState:
+    """The new state with the weights of the run init_from; where the classes differ, the head's stay as drawn."""
+    if not recipe.init_from:
+        return state
+    source = load_run(recipe.init_from, **functions)
     classes, replaced = recipe.data.num_classes, source.recipe.data.num_classes != recipe.data.num_classes
     given = {"params": source.state.params, "batch_stats": source.state.batch_stats}
     fresh = {"params": state.params, "batch_stats": state.batch_stats}
@@ -332,12 +367,3 @@ def _start_from(source: Run, recipe: Any, state: train.TrainState) -> train.Trai
     chosen = jax.tree_util.tree_map_with_path(choose, fresh, given)
     average = chosen if recipe.average.decay else {}
     return state.replace(params=chosen["params"], batch_stats=chosen["batch_stats"], average=average)
-
-
-def _finish(run: Run, evaluate_test: Callable[[Run], Evaluation]) -> Run:
-    """The one look at the test split; evaluation.json marks the run complete."""
-    result = evaluate_test(run)
-    if run.workdir:
-        write_json(run.workdir / "evaluation.json", result.to_json())
-    run.evaluation = result
-    return run

@@ -93,12 +93,16 @@ def check(recipe: Recipe) -> None:
         metric = recipe.early_stopping.metric
         raise InputError(f"early_stopping.metric is '{metric}'; it must be 'validation_accuracy' or 'validation_loss'")
     views(recipe.evaluation.views)
-    build(OPTIMIZERS, recipe.optimizer, "optimizer")
-    jax.eval_shape(lambda: learning_rate(recipe, jnp.int32(0)))
-    shapes = jax.eval_shape(lambda: init(recipe))
     images = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.data.image_shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
-    jax.eval_shape(lambda *arguments: train_step(recipe, *arguments), shapes, images, labels)
+    try:
+        build(OPTIMIZERS, recipe.optimizer, "optimizer")
+        state = jax.eval_shape(lambda: init(recipe))
+        jax.eval_shape(lambda *arguments: train_step(recipe, *arguments), state, images, labels)
+    except InputError:
+        raise
+    except (TypeError, ValueError, ZeroDivisionError) as error:  # a size that no layer can have, for instance
+        raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; look at its sizes") from error
 
 
 RANGES = [  # field, least, most
@@ -107,11 +111,14 @@ RANGES = [  # field, least, most
     ("batch_size", 1, float("inf")),
     ("chunk_epochs", 1, float("inf")),
     ("data.validation", 0, float("inf")),
+    ("data.seed", 0, 2**32 - 1),
     ("optimizer.learning_rate", 0, float("inf")),
     ("optimizer.weight_decay", 0, float("inf")),
     ("gradient_clip_norm", 0, float("inf")),
     ("model.dropout", 0, 1),
     ("model.width", 1, float("inf")),
+    ("model.hidden", 1, float("inf")),
+    ("model.kernel_size", 1, float("inf")),
     ("schedule.warmup_epochs", 0, float("inf")),
     ("loss.label_smoothing", 0, 1),
     ("augment.flip", 0, 1),

@@ -13,6 +13,7 @@ import fcntl
 import functools
 import importlib.metadata
 import platform
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ from ml_collections import ConfigDict
 
 from cifar_jax import evaluation, train
 from cifar_jax.checkpoint import Checkpoints, read_json, write_json
-from cifar_jax.devices import jit
+from cifar_jax.devices import compute_dtype, jit
 from cifar_jax.log import read_metrics
 from cifar_jax.metrics import Evaluation
-from cifar_jax.recipe import InputError, differences, freeze, from_json, override, to_json
+from cifar_jax.recipe import BUILT, InputError, differences, freeze, from_json, override, to_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections", "numpy")
 
@@ -43,7 +44,7 @@ class Run:
     evaluation: Evaluation | None  # of the test split; None before the run is complete
 
     def logits(self, images: np.ndarray, views: str | None = None) -> np.ndarray:
-        """images uint8 [N, H, W, C] -> float32 [N, classes]; `views` as in evaluation.VIEWS, the recipe's if None.
+        """images uint8 [N, H, W, C] -> float32 [N, classes]; `views` as in augment.VIEWS, the recipe's if None.
 
         Raises InputError on images of another type or size.
         """
@@ -60,38 +61,83 @@ class Run:
             scores.append(np.asarray(program(self.state, padded))[: len(batch)])
         return np.concatenate(scores)
 
+    def sums(self, images: jax.Array, labels: jax.Array, views: str, placement: Any = None) -> Any:
+        """evaluation.sums of arrays on the device, compiled once for each kind of views and placement."""
+        return self._sums_program(views, placement)(self.state, images, labels)
+
     @functools.cached_property
     def _program(self) -> Any:
-        """views -> the compiled logits; compiled once for each."""
-        compiled = lambda views: jit(lambda state, images: evaluation.logits(self.recipe, state, images, views))
-        return functools.cache(compiled)
+        """views -> the compiled logits."""
+        return functools.cache(
+            lambda views: jit(lambda state, images: evaluation.logits(self.recipe, state, images, views))
+        )
+
+    @functools.cached_property
+    def _sums_program(self) -> Any:
+        """views, placement -> the compiled sums."""
+
+        def program(views: str, placement: Any) -> Any:
+            return jit(
+                lambda state, images, labels: evaluation.sums(self.recipe, state, images, labels, views, placement)
+            )
+
+        return functools.cache(program)
 
 
 def load_run(workdir: str | Path, which: str | None = None, **functions: Any) -> Run:
     """The run in `workdir`, at its "last" or "best" checkpoint (by default the best where it could stop early).
 
-    `functions` are those that `fit` was given: model=..., optimizer=..., loss=.... Raises InputError where there is no
-    run, or none of its checkpoints is whole.
+    `functions` are those that `fit` was given, model=..., optimizer=..., loss=...: they stand in where the recipe names
+    what is no part of cifar_jax. Raises InputError where there is no run, or none of its checkpoints is whole.
     """
     workdir = Path(workdir)
     if not (workdir / "recipe.json").exists():
         raise InputError(f"'{workdir}' holds no run (no recipe.json); train one with --workdir={workdir}")
-    stored = from_json(read_json(workdir / "recipe.json"))
-    recipe = freeze(with_functions(stored, functions))
+    stored = read_recipe(workdir / "recipe.json")
+    foreign = {name: function for name, function in functions.items() if "." in getattr(stored[name], "name", "")}
+    recipe = freeze(with_functions(stored, foreign))
     like = jax.eval_shape(lambda: train.init(recipe))
     with Checkpoints(workdir / "checkpoints", reader=True) as checkpoints:
         restored = checkpoints.restore(like, which or ("best" if recipe.early_stopping.patience else "last"))
     if restored is None:
         raise InputError(f"the run in '{workdir}' has no whole checkpoint yet; train it with --workdir={workdir}")
-    done = (workdir / "evaluation.json").exists()
     return Run(
         recipe=recipe,
         state=restored[0],
         classes=tuple(read_json(workdir / "environment.json")["classes"]),
         history=read_metrics(workdir / "metrics.jsonl"),
         workdir=workdir,
-        evaluation=Evaluation.from_json(read_json(workdir / "evaluation.json")) if done else None,
+        evaluation=read_evaluation(workdir),
     )
+
+
+def completed(workdir: Path, recipe: Any, functions: Mapping[str, Any]) -> Run | None:
+    """The run in `workdir` if it is complete and of this recipe, whatever became of its data; else None."""
+    if not (workdir / "recipe.json").exists() or read_evaluation(workdir) is None:
+        return None
+    stored = read_recipe(workdir / "recipe.json")
+    decided = {f"data.{field}": stored.data[field] for field in ("num_classes", "image_shape", "train_count")}
+    same = override(recipe, {**decided, "dtype": compute_dtype(recipe.dtype)})
+    return None if differences(stored, same) else load_run(workdir, **functions)
+
+
+def read_recipe(path: Path) -> ConfigDict:
+    """A run's recipe.json. Raises InputError where it is damaged."""
+    values = read_json(path)
+    if not isinstance(values, dict) or not {*BUILT, "data"} <= values.keys():
+        raise InputError(f"{path} is damaged, it is not a recipe")
+    return from_json(values)
+
+
+def read_evaluation(workdir: Path) -> Evaluation | None:
+    """evaluation.json; None where the run is not complete, or, with a warning, where the file is damaged."""
+    if not (workdir / "evaluation.json").exists():
+        return None
+    try:
+        return Evaluation.from_json(read_json(workdir / "evaluation.json"))
+    except (ValueError, KeyError, TypeError):
+        warnings.warn(f"{workdir / 'evaluation.json'} is damaged; train again to write it anew", stacklevel=2)
+        return None
 
 
 def with_functions(recipe: Any, functions: Mapping[str, Any]) -> ConfigDict:
@@ -126,7 +172,7 @@ def locked(workdir: Path) -> Iterator[None]:
 def claim(workdir: Path, recipe: Any, data_digest: str, classes: tuple[str, ...]) -> None:
     """Writes recipe.json and environment.json, or raises InputError where they are of another run."""
     if (workdir / "recipe.json").exists():
-        changed = differences(from_json(read_json(workdir / "recipe.json")), recipe)
+        changed = differences(read_recipe(workdir / "recipe.json"), recipe)
         if changed:
             raise InputError(
                 f"workdir '{workdir}' holds a run of another recipe; name another folder: {'; '.join(changed)}"

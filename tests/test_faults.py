@@ -70,6 +70,16 @@ FAULTS = {
         ["--config=configs/nosuch.py"],
         "recipe 'configs/nosuch.py' is not a file; known recipes: configs/cnn.py",
     ),
+    "a number for a name": (["--config.model.name=3"], "'model.name' is 3; it takes the name of a model"),
+    "a word for a number": (["--config.data.std=('a',)"], "'data.std' is ('a',)"),
+    "not a number": (["--config.optimizer.learning_rate=1e400-1e400"], "'optimizer.learning_rate'"),
+    "no size": (["--config.model.hidden=0"], "'model.hidden' is 0; it must be at least 1"),
+    "a milestone that is none": (
+        ["--config.schedule.name=step", "--config.schedule.milestones=('x',)"],
+        "cannot be built",
+    ),
+    "a seed of the split": (["--config.data.seed=-1"], "'data.seed' is -1"),
+    "a field without its value": (["--config.epochs", "3"], "'--config.epochs' is not of the form"),
     "no run to start from": (["--config.init_from=nowhere"], "'nowhere' holds no run"),
 }
 
@@ -167,3 +177,120 @@ def test_recipes_are_found_from_any_folder(tmp_path, monkeypatch):
     Path("mine.py").write_text("x = 1")
     with pytest.raises(cj.InputError, match="get_config"):
         cj.load_recipe("mine.py")
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[1]"])
+def test_a_damaged_evaluation_is_written_anew(content, tmp_path):
+    """The model is intact: reading it warns, and the same call completes the run again."""
+    run = cj.fit(made.recipe(epochs=1, batch_size=16), tmp_path, data=DATA, progress=False)
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.warns(UserWarning, match="evaluation.json is damaged"):
+        assert cj.load_run(tmp_path).evaluation is None
+    with pytest.warns(UserWarning, match="evaluation.json is damaged"):
+        again = cj.fit(made.recipe(epochs=1, batch_size=16), tmp_path, data=DATA, progress=False)
+    assert again.evaluation.to_json() == run.evaluation.to_json()
+    assert cj.load_run(tmp_path).evaluation.accuracy == run.evaluation.accuracy
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3"])
+def test_what_is_json_but_no_recipe(content, tmp_path):
+    (tmp_path / "recipe.json").write_text(content)
+    with pytest.raises(cj.InputError, match=r"recipe\.json is damaged, it is not a recipe"):
+        cj.load_run(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["garbage", "3", '{"epoch": null}', "[]"])
+def test_a_damaged_line_of_metrics_hides_no_other(line, tmp_path):
+    cj.fit(made.recipe(epochs=4, batch_size=16), tmp_path, data=DATA, progress=False)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], line, *lines[2:]]) + "\n")
+    assert [line["epoch"] for line in cj.load_run(tmp_path).history] == [1, 3, 4]
+    (tmp_path / "evaluation.json").unlink()
+    with pytest.warns(UserWarning, match="lacks 1 of 4 epochs"):
+        cj.fit(made.recipe(epochs=4, batch_size=16), tmp_path, data=DATA, progress=False)
+
+
+def test_a_damaged_test_shard_shows_before_the_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = datasets.prepare("digits", tmp_path, progress=False)
+    shard = next(path for path in folder.iterdir() if "test.array_record" in path.name)
+    shard.write_bytes(shard.read_bytes()[:-70000])
+    line = refused([*QUICK, f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'run'}"], capsys)
+    assert shard.name in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_splits_must_go_together(tmp_path):
+    recipe = made.recipe(epochs=1, batch_size=16)
+    with pytest.raises(cj.InputError, match="it has 'train'"):
+        cj.fit(recipe, tmp_path / "run", data={"train": DATA["train"]}, progress=False)
+    other = {**DATA, "test": made.split(40, classes=4, size=9, seed=1)}
+    with pytest.raises(cj.InputError, match="do not go together"):
+        cj.fit(recipe, tmp_path / "run", data=other, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("validation", [0, 32])
+def test_weights_that_the_last_step_spoilt_are_not_saved(validation, tmp_path):
+    """One step an epoch: the loss is taken before the step, so only the weights after it tell."""
+    recipe = made.recipe(epochs=1, batch_size=64, **{"data.validation": validation, "optimizer.learning_rate": 1e25})
+    with pytest.raises(cj.InputError, match="not finite at step 0"):
+        cj.fit(recipe, tmp_path, data=DATA, progress=False)
+    assert not (tmp_path / "evaluation.json").exists()
+    with pytest.raises(cj.InputError, match="no whole checkpoint"):
+        cj.load_run(tmp_path)
+
+
+def test_a_complete_run_needs_no_data(tmp_path):
+    """Nor the run that it started from."""
+    cj.fit(made.recipe(epochs=1, batch_size=16), tmp_path / "first", data=DATA, progress=False)
+    recipe = made.recipe(epochs=1, batch_size=16, init_from=str(tmp_path / "first"), **{"data.name": "nowhere"})
+    run = cj.fit(recipe, tmp_path / "run", data=DATA, progress=False)
+    shutil.rmtree(tmp_path / "first")
+    assert cj.fit(recipe, tmp_path / "run", progress=False).evaluation.to_json() == run.evaluation.to_json()
+
+
+def test_init_from_that_does_not_fit_writes_nothing(tmp_path):
+    cj.fit(made.recipe(epochs=1, batch_size=16), tmp_path / "first", data=DATA, progress=False)
+    recipe = made.recipe(epochs=1, batch_size=16, init_from=str(tmp_path / "first"), **{"model.width": 6})
+    with pytest.raises(cj.InputError, match="does not fit"):
+        cj.fit(recipe, tmp_path / "run", data=DATA, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    from cifar_jax.log import MetricsFile
+
+    with pytest.raises(cj.InputError, match=r"/dev/full cannot be written \(No space left on device\)"):
+        MetricsFile(Path("/dev/full")).append([{"epoch": 1}])
+
+
+def test_validation_of_other_data_is_refused(tmp_path):
+    recipe = made.recipe(epochs=1, batch_size=16, **{"data.validation": 32})
+    run = cj.fit(recipe, tmp_path, data=DATA, progress=False)
+    other = {**DATA, "train": made.split(96, classes=4, size=8, seed=7)}
+    with pytest.raises(cj.InputError, match="digest"):
+        cj.evaluate(run, "validation", data=other)
+
+
+def test_a_recipe_of_the_users_own_stands_on_the_shipped_base(tmp_path, monkeypatch):
+    """Not on a configs/base.py that happens to lie in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    Path("configs/base.py").write_text("def get_config():\n    return {'lr': 1}\n")
+    Path("mine.py").write_text("def get_config():\n    return {'epochs': 3}\n")
+    assert cj.load_recipe("mine.py").epochs == 3
+    Path("mine.py").write_text("def get_config(:\n")
+    with pytest.raises(cj.InputError, match=r"mine\.py' cannot be read"):
+        cj.load_recipe("mine.py")
+
+
+def test_a_compiler_option_that_this_jaxlib_does_not_know(monkeypatch):
+    from cifar_jax import devices
+
+    monkeypatch.setattr(devices, "CPU_OPTIONS", {"xla_no_such_option": "1"})
+    devices.compiler_options.cache_clear()
+    with pytest.warns(UserWarning, match="does not take"):
+        assert devices.compiler_options() == {}
+    assert devices.jit(lambda x: x + 1)(1) == 2
+    devices.compiler_options.cache_clear()
