@@ -1,6 +1,10 @@
 """Two convolutions and a fully connected head with plain SGD: the tutorial recipe.
 
-python launch.py train --config=configs/cnn.py --workdir=runs/cnn
+python launch.py train --config=configs/cnn.py --workdir=runs/cnn --config.seed=0    # and 1, 2
+
+2 CPU cores, 18 s an epoch, 9 minutes: test accuracy 71.05% ± 0.91 (mean and standard deviation, n=3: 70.01, 71.66,
+71.49) after 30 epochs on all 50,000 training images; training loss 0.84 after 10 epochs, 0.18 after 30. It overfits:
+configs/cnn_plus.py is the cure. A published run of this recipe with its own widths and batch size reports 64.65%.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,8 @@
 """The embedded handwritten digits (1,797 images, scikit-learn's) with a small CNN: the first thing to run.
 
 python launch.py
+
+2 CPU cores, 10 s: 98.9% of the 360 test images (n=1, seed 0).
 """
 
 from ml_collections import ConfigDict

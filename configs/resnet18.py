@@ -1,6 +1,8 @@
 """ResNet-18 with the CIFAR stem and the usual recipe (cosine, flip and crop).
 
 python launch.py train --config=configs/resnet18.py --workdir=runs/resnet18
+
+Not measured yet: it wants a GPU (a CPU step of 64 images takes 0.7 s on 2 cores).
 """
 
 from ml_collections import ConfigDict
