@@ -119,7 +119,7 @@ class Speedrun(nn.Module):
         for number, features in enumerate(self.widths):
             group = Group(features, self.depth, self.activation, self.momentum, self.dtype, name=f"group{number + 1}")
             x = group(x, train)
-        x = max_pool(x, x.shape[1:3])[:, 0, 0]
+        x = max_pool(x, (x.shape[1], x.shape[2]))[:, 0, 0]
         bound = 3**0.5 * self.head_std if self.head_std else x.shape[-1] ** -0.5
         head = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, kernel_init=uniform(bound), name="head")
         return head(x).astype(jnp.float32) * self.head_scale
