@@ -111,6 +111,7 @@ RANGES = [  # field, least, most
     ("optimizer.weight_decay", 0, float("inf")),
     ("gradient_clip_norm", 0, float("inf")),
     ("model.dropout", 0, 1),
+    ("model.drop_path", 0, 1),
     ("model.width", 1, float("inf")),
     ("schedule.warmup_epochs", 0, float("inf")),
     ("loss.label_smoothing", 0, 1),

@@ -64,13 +64,14 @@ class ConvNet(nn.Module):
         pool = choice("pooling", self.pooling, POOLINGS)
         norm = choice("normalisation", self.normalisation, NORMALISATIONS)
         use_bias = self.normalisation != "batch"  # which subtracts it again
+        conv = partial(Convolution, kernel_init=nn.initializers.he_normal(), use_bias=use_bias, dtype=self.dtype)
         x = images
         for features in self.widths:
             for number in range(self.convolutions):
                 last = number == self.convolutions - 1
                 strides = (2, 2) if self.pooling == "strided" and last else (1, 1)
                 size = (self.kernel_size, self.kernel_size)
-                x = Convolution(features, size, strides, use_bias=use_bias, dtype=self.dtype)(x)
+                x = conv(features, size, strides)(x)
                 x = activate(norm(features, train, self.dtype)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(pool(x))
         x = choice("head", self.head, HEADS)(x)

@@ -28,8 +28,8 @@ Section 4.2, made for CIFAR-10; shortcuts of option A. 6n + 2 layers for n = 3, 
     resnet56                               853,018                        125.5 M
     resnet110                            1,727,962                        252.9 M
 
-The stride of a bottleneck stands at its 3x3 convolution, as in all implementations since Goyal et al. (2017, footnote
-3); the paper has it at the first 1x1, with as many parameters.
+The stride of a bottleneck stands at its 3x3 convolution, as in the usual implementations since Goyal et al. (2017); the
+paper has it at the first 1x1, with as many parameters.
 """
 
 from functools import partial

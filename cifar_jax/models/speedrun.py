@@ -19,6 +19,8 @@ convolutions start as the identity on as many channels as there are, the others 
                             parameters (10 classes)    multiply-adds (32x32)
     speedrun94                           1,971,352                        118.1 M
     speedrun96                           9,915,416                        452.0 M
+
+The 288 numbers of the whitening are not among the parameters.
 """
 
 from functools import partial
