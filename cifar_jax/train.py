@@ -116,6 +116,7 @@ RANGES = [  # field, least, most
     ("optimizer.weight_decay", 0, float("inf")),
     ("gradient_clip_norm", 0, float("inf")),
     ("model.dropout", 0, 1),
+    ("model.drop_path", 0, 1),
     ("model.width", 1, float("inf")),
     ("model.hidden", 1, float("inf")),
     ("model.kernel_size", 1, float("inf")),
