@@ -21,7 +21,7 @@ from cifar_jax.recipe import InputError, build, override
 Array = jax.Array
 Recipe = Any  # ConfigDict or FrozenConfigDict
 
-INIT, SHUFFLE, TRAIN = 0, 1, 2  # the uses of the seed
+INIT, SHUFFLE, TRAIN, COIN = 0, 1, 2, 3  # the uses of the seed
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -35,7 +35,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def key(recipe: Recipe, use: int) -> Array:
-    """The key of one use (INIT, SHUFFLE, TRAIN) of the recipe's seed."""
+    """The key of one use (INIT, SHUFFLE, TRAIN, COIN) of the recipe's seed."""
     return jax.random.fold_in(jax.random.key(recipe.seed), use)
 
 
@@ -92,13 +92,15 @@ def check(recipe: Recipe) -> None:
     if recipe.early_stopping.metric not in ("validation_accuracy", "validation_loss"):
         metric = recipe.early_stopping.metric
         raise InputError(f"early_stopping.metric is '{metric}'; it must be 'validation_accuracy' or 'validation_loss'")
+    if not callable(recipe.augment) and recipe.augment.flip and recipe.augment.alternating_flip:
+        raise InputError("augment.flip and augment.alternating_flip undo each other; set one of them to 0")
     views(recipe.evaluation.views)
     build(OPTIMIZERS, recipe.optimizer, "optimizer")
     jax.eval_shape(lambda: learning_rate(recipe, jnp.int32(0)))
     shapes = jax.eval_shape(lambda: init(recipe))
     images = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.data.image_shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
-    jax.eval_shape(lambda *arguments: train_step(recipe, *arguments), shapes, images, labels)
+    jax.eval_shape(lambda *arguments: train_step(recipe, *arguments), shapes, images, labels, labels)
 
 
 RANGES = [  # field, least, most
@@ -115,7 +117,18 @@ RANGES = [  # field, least, most
     ("schedule.warmup_epochs", 0, float("inf")),
     ("loss.label_smoothing", 0, 1),
     ("augment.flip", 0, 1),
+    ("augment.alternating_flip", 0, 1),
     ("augment.crop", 0, float("inf")),
+    ("augment.rotation", 0, 180),
+    ("augment.brightness", 0, 1),
+    ("augment.contrast", 0, 1),
+    ("augment.saturation", 0, 1),
+    ("augment.randaugment", 0, 10),
+    ("augment.trivial_augment", 0, 1),
+    ("augment.cutout", 0, float("inf")),
+    ("augment.random_erasing", 0, 1),
+    ("augment.mixup", 0, float("inf")),
+    ("augment.cutmix", 0, float("inf")),
     ("average.decay", 0, 1),
     ("early_stopping.patience", 0, float("inf")),
     ("checkpoint.every_epochs", 1, float("inf")),
@@ -142,15 +155,19 @@ def init(recipe: Recipe) -> TrainState:
     )
 
 
-def train_step(recipe: Recipe, state: TrainState, images: Array, labels: Array) -> tuple[TrainState, dict[str, Array]]:
-    """One optimiser step on images uint8 [B, H, W, C] and labels int32 [B].
+def train_step(
+    recipe: Recipe, state: TrainState, images: Array, labels: Array, index: Array
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimiser step on images uint8 [B, H, W, C] and labels int32 [B], at `index` int32 [B] of the training set.
 
     Returns the next state and {"loss_sum", "correct", "count", "learning_rate"}: sums over the batch as the model saw
-    it, augmented and with dropout.
+    it, augmented and with dropout. An image that was mixed with another counts as correct by its own label.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key(recipe, TRAIN), state.step))
     targets = jax.nn.one_hot(labels, recipe.data.num_classes)
-    inputs, targets = augment(recipe.augment, augment_key, images.astype(jnp.float32) / 255, targets)
+    given = {"index": index, "epoch": state.step // steps_per_epoch(recipe), "coin": key(recipe, COIN)}
+    inputs = images.astype(jnp.float32) / 255
+    inputs, targets = augment(recipe.augment, augment_key, inputs, targets, mean=recipe.data.mean, **given)
     inputs = normalise(recipe, inputs)
 
     def mean_loss(params):
@@ -189,7 +206,7 @@ def train_epoch(
     batches = order[: steps * recipe.batch_size].reshape(steps, recipe.batch_size)
 
     def body(state, chosen):
-        batch = images[chosen], labels[chosen]
+        batch = images[chosen], labels[chosen], chosen
         if placement is not None:
             batch = jax.lax.with_sharding_constraint(batch, placement)
         return train_step(recipe, state, *batch)

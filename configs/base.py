@@ -37,9 +37,20 @@ def get_config() -> ConfigDict:
             "schedule": {"name": "cosine"},  # all lengths in epochs
             "gradient_clip_norm": 0.0,  # largest global norm of the gradients; 0 does not clip
             "loss": {"name": "cross_entropy", "label_smoothing": 0.0},
-            "augment": {  # strength 0 is off
+            "augment": {  # strength 0 is off; they run in this order, on images in 0..1
                 "flip": 0.0,  # probability of mirroring an image
+                "alternating_flip": 0,  # 1 mirrors half of the images in even epochs, the other half in odd ones
                 "crop": 0,  # largest shift, pixels
+                "rotation": 0.0,  # largest angle, degrees
+                "brightness": 0.0,  # s: factor in 1 - s..1 + s
+                "contrast": 0.0,  # s: factor on the distance from the image's mean grey, in 1 - s..1 + s
+                "saturation": 0.0,  # s: factor on the distance from each pixel's grey, in 1 - s..1 + s
+                "randaugment": 0.0,  # magnitude of two operations an image, at most 10
+                "trivial_augment": 0.0,  # share of the paper's ranges for one operation an image; 1 is the paper's
+                "cutout": 0,  # side of the square filled with data.mean, pixels; it may overlap the border
+                "random_erasing": 0.0,  # probability of noise in a rectangle of 0.02 to 0.4 of the image
+                "mixup": 0.0,  # alpha: each image is blended with another by a share of Beta(alpha, alpha)
+                "cutmix": 0.0,  # alpha: a rectangle of another image, its share of the area 1 - Beta(alpha, alpha)
             },
             "average": {"decay": 0.0},  # of the moving average of weights, a step; 0 keeps none
             "early_stopping": {
