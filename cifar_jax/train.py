@@ -116,6 +116,7 @@ RANGES = [  # field, least, most
     ("model.width", 1, float("inf")),
     ("schedule.warmup_epochs", 0, float("inf")),
     ("loss.label_smoothing", 0, 1),
+    ("loss.gamma", 0, float("inf")),
     ("augment.flip", 0, 1),
     ("augment.alternating_flip", 0, 1),
     ("augment.crop", 0, float("inf")),

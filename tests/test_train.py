@@ -293,6 +293,7 @@ BAD = [  # changes, what the answer must say
     ({"gradient_clip_norm": -1.0}, "'gradient_clip_norm' is -1.0; it must be at least 0"),
     ({"model.dropout": 1.5}, "'model.dropout' is 1.5; it must be between 0 and 1"),
     ({"loss.label_smoothing": 1.5}, "'loss.label_smoothing' is 1.5; it must be between 0 and 1"),
+    ({"loss": {"name": "focal", "gamma": -1.0}}, "'loss.gamma' is -1.0; it must be at least 0"),
     ({"augment.flip": 1.5}, "'augment.flip' is 1.5; it must be between 0 and 1"),
     ({"augment.crop": -1}, "'augment.crop' is -1; it must be at least 0"),
     ({"augment.alternating_flip": 2}, "'augment.alternating_flip' is 2; it must be between 0 and 1"),
