@@ -34,6 +34,9 @@ def get_config() -> ConfigDict:
                 "nesterov": True,
                 "weight_decay": 5e-4,
             },
+            # Parts of the model with rates of their own: ("pattern", learning-rate factor, weight-decay factor). The
+            # pattern is a regular expression for whole paths such as "Dense_0/kernel"; each must match exactly one.
+            "groups": (),  # () is one group of everything; a learning-rate factor of 0 freezes
             "schedule": {"name": "cosine"},  # all lengths in epochs
             "gradient_clip_norm": 0.0,  # largest global norm of the gradients; 0 does not clip
             "loss": {"name": "cross_entropy", "label_smoothing": 0.0},
@@ -52,7 +55,16 @@ def get_config() -> ConfigDict:
                 "mixup": 0.0,  # alpha: each image is blended with another by a share of Beta(alpha, alpha)
                 "cutmix": 0.0,  # alpha: a rectangle of another image, its share of the area 1 - Beta(alpha, alpha)
             },
-            "average": {"decay": 0.0},  # of the moving average of weights, a step; 0 keeps none
+            "average": {  # of the weights, evaluated in their place; one of the two, or lookahead
+                "decay": 0.0,  # of a moving average, a step; 0 keeps none
+                "start_epoch": 0,  # the first of the epochs, from 1, whose final weights are averaged; 0 keeps none
+            },
+            "lookahead": {
+                "steps": 0,  # between two moves of the slow weights, which are evaluated; 0 keeps none
+                "pull": 0.5,  # share of the way to the fast weights that a move takes
+                "power": 0.0,  # the slow weights keep (1 - pull) * (share of the run that is over) ** power
+            },
+            "sam": {"rho": 0.0},  # distance in weights at which the gradient is taken, two evaluations a step; 0 is off
             "early_stopping": {
                 "patience": 0,  # epochs without improvement before the run ends; 0 never ends it
                 "metric": "validation_accuracy",  # or validation_loss
