@@ -1,9 +1,11 @@
-"""Optimisers, weight-decay masks and learning-rate schedules.
+"""Optimisers, parameter groups, weight-decay masks and learning-rate schedules.
 
 An optimiser is rebuilt in every traced step with the learning rate of that step as a number, so its state keeps no
 second clock. A schedule gives the factor on `optimizer.learning_rate` at an epoch, which may be a fraction.
 """
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -78,11 +80,135 @@ def adamw(
     )
 
 
+def lamb(
+    learning_rate: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-6,
+    weight_decay: float = 0.0,
+    decayed: str = "kernels",
+) -> optax.GradientTransformation:
+    """You et al. 2020, algorithm 2: AdamW's step, scaled to each parameter's norm, where that is not 0."""
+    return optax.lamb(learning_rate, beta1, beta2, epsilon, weight_decay=weight_decay, mask=_mask(decayed))
+
+
+def lion(
+    learning_rate: float,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    weight_decay: float = 0.0,
+    decayed: str = "kernels",
+) -> optax.GradientTransformation:
+    """Chen et al. 2023, algorithm 2: the sign of an interpolated momentum; weight decay beside it."""
+    return optax.lion(learning_rate, beta1, beta2, weight_decay=weight_decay, mask=_mask(decayed))
+
+
+def muon(
+    learning_rate: float,
+    momentum: float = 0.6,
+    steps: int = 3,
+    coefficients: tuple[float, ...] = (3.4445, -4.7750, 2.0315),
+    dtype: str = "bfloat16",
+    normalised: bool = True,
+    sgd_factor: float = 1.0,
+    sgd_momentum: float = 0.85,
+    weight_decay: float = 0.0,
+    decayed: str = "kernels",
+) -> optax.GradientTransformation:
+    """Jordan et al. 2024, as airbench has it: filters of convolutions by Muon, all else by Nesterov SGD.
+
+    Muon: v <- momentum v + g; w <- w - learning_rate * orthogonal(g + momentum v), where `normalised` first scales w to
+    the Frobenius norm sqrt(C_out). `steps`, `coefficients` and `dtype` are those of `orthogonal`. SGD has the rate
+    sgd_factor * learning_rate, and the weight decay, which the filters have not. (optax.contrib.muon averages its
+    momentum, takes Adam for four-dimensional kernels, and keeps no norm.)
+    """
+    filters = optax.chain(
+        optax.trace(momentum, nesterov=True),
+        optax.stateless_with_tree_map(lambda gradient, _: orthogonal(gradient, steps, coefficients, dtype)),
+        optax.scale_by_learning_rate(learning_rate),
+        optax.stateless_with_tree_map(lambda update, w: update + _to_norm(w) - w if normalised else update),
+    )
+    others = sgd(sgd_factor * learning_rate, sgd_momentum, True, weight_decay, decayed)
+    kinds = lambda params: jax.tree.map(lambda leaf: "filters" if leaf.ndim == 4 else "others", params)
+    return optax.partition({"filters": filters, "others": others}, kinds)
+
+
+def _to_norm(filters: jax.Array) -> jax.Array:
+    return filters * (filters.shape[-1] ** 0.5 / jnp.maximum(jnp.linalg.norm(filters.reshape(-1)), 1e-7))
+
+
+def orthogonal(
+    filters: jax.Array,
+    steps: int = 3,
+    coefficients: tuple[float, ...] = (3.4445, -4.7750, 2.0315),
+    dtype: str = "bfloat16",
+) -> jax.Array:
+    """Nearly the orthogonal matrix next to filters [h, w, C_in, C_out], taken as the matrix [C_out, h w C_in].
+
+    Newton-Schulz: X <- a X + (b A + c A A) X with A = X X^T, from X of Frobenius norm 1, computed in `dtype`. The
+    coefficients drive singular values fast into about 0.7..1.2, and not to 1.
+    """
+    a, b, c = coefficients
+    matrix = filters.reshape(-1, filters.shape[-1]).astype(dtype)  # its transpose is made as orthogonal as itself
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (jnp.linalg.norm(x) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if tall else x).astype(filters.dtype).reshape(filters.shape)
+
+
 OPTIMIZERS: Table = {
     "sgd": sgd,
     "adam": adam,
     "adamw": adamw,
+    "lamb": lamb,
+    "lion": lion,
+    "muon": muon,
 }
+
+
+def grouped(
+    groups: tuple[tuple[str, float, float], ...], make: Callable[[float, float], optax.GradientTransformation]
+) -> optax.GradientTransformation:
+    """make(learning-rate factor, weight-decay factor) for each group (pattern, *factors); a learning rate of 0 freezes.
+
+    A pattern is a regular expression that matches a parameter's whole path, such as "Convolution_0/kernel".
+
+    Raises InputError where a parameter matches no pattern or two, or a pattern no parameter.
+    """
+    if not groups:
+        return make(1.0, 1.0)
+    for group in groups:
+        if not (isinstance(group, tuple) and [type(part) for part in group[:1]] == [str] and len(group) == 3):
+            raise InputError(f"groups holds {group!r}; a group is (pattern, learning-rate factor, weight-decay factor)")
+        if not all(isinstance(factor, int | float) and factor >= 0 for factor in group[1:]):
+            raise InputError(f"groups holds {group!r}; its factors must be numbers of at least 0")
+        try:
+            re.compile(group[0])
+        except re.error as error:
+            raise InputError(
+                f"groups holds the pattern '{group[0]}', which is no regular expression: {error}"
+            ) from None
+
+    def labels(params: Any) -> Any:
+        paths = jax.tree_util.tree_map_with_path(lambda path, _: "/".join(str(part.key) for part in path), params)
+        for pattern, *_ in groups:
+            if not any(re.fullmatch(pattern, path) for path in jax.tree.leaves(paths)):
+                known = ", ".join(jax.tree.leaves(paths))
+                raise InputError(f"groups: pattern '{pattern}' matches no parameter; there are {known}")
+        return jax.tree.map(label, paths)
+
+    def label(path: str) -> str:
+        fitting = [str(number) for number, (pattern, *_) in enumerate(groups) if re.fullmatch(pattern, path)]
+        if len(fitting) != 1:
+            patterns = ", ".join(f"'{pattern}'" for pattern, *_ in groups)
+            raise InputError(f"groups: parameter '{path}' matches {len(fitting)} of {patterns}; it must match one")
+        return fitting[0]
+
+    frozen = lambda rate, decay: make(rate, decay) if rate else optax.set_to_zero()
+    return optax.partition({str(n): frozen(rate, decay) for n, (_, rate, decay) in enumerate(groups)}, labels)
 
 
 def _warm(epoch: Any, warmup_epochs: float) -> Any:

@@ -84,7 +84,7 @@ def override(recipe: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) 
             prefix = "".join(f"{name}." for name in parents)
             raise InputError(f"recipe field '{path}' is unknown{nearest(path, [prefix + key for key in section])}")
         with section.ignore_type():
-            section[field] = tuple(value) if isinstance(value, list) else value
+            section[field] = _tuples(value)
     return changed
 
 
@@ -188,11 +188,16 @@ def to_json(recipe: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
     """The inverse of `to_json` for recipes without functions."""
-    return ConfigDict(json.loads(json.dumps(values), object_hook=_tuples))
+    return ConfigDict(json.loads(json.dumps(values), object_hook=_in_section))
 
 
-def _tuples(section: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+def _in_section(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: _tuples(value) for key, value in section.items()}
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, within each other too: what a frozen recipe holds."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def differences(old: ConfigDict | FrozenConfigDict, new: ConfigDict | FrozenConfigDict) -> list[str]:

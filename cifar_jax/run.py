@@ -365,5 +365,5 @@ def _first_state(recipe: Any, functions: Mapping[str, Any], state: train.TrainSt
         raise InputError(f"init_from '{recipe.init_from}' does not fit: {name} is {old.shape}, not {new.shape}")
 
     chosen = jax.tree_util.tree_map_with_path(choose, fresh, given)
-    average = chosen if recipe.average.decay else {}
+    average = chosen if train.keeps_average(recipe) else {}
     return state.replace(params=chosen["params"], batch_stats=chosen["batch_stats"], average=average)

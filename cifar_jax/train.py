@@ -15,13 +15,13 @@ import optax
 from cifar_jax.augment import augment, views
 from cifar_jax.losses import LOSSES
 from cifar_jax.models import MODELS
-from cifar_jax.optim import OPTIMIZERS, SCHEDULES
-from cifar_jax.recipe import InputError, build, override
+from cifar_jax.optim import OPTIMIZERS, SCHEDULES, grouped
+from cifar_jax.recipe import InputError, build, override, parameters
 
 Array = jax.Array
 Recipe = Any  # ConfigDict or FrozenConfigDict
 
-INIT, SHUFFLE, TRAIN = 0, 1, 2  # the uses of the seed
+INIT, SHUFFLE, TRAIN, COIN = 0, 1, 2, 3  # the uses of the seed
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -31,11 +31,11 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any  # float32
     batch_stats: Any  # running statistics of batch normalisation; {} without
     opt_state: Any
-    average: Any  # {"params", "batch_stats"}: the moving average of both; {} where recipe.average.decay is 0
+    average: Any  # {"params", "batch_stats"}: the average that is evaluated, or lookahead's slow weights; {} without
 
 
 def key(recipe: Recipe, use: int) -> Array:
-    """The key of one use (INIT, SHUFFLE, TRAIN) of the recipe's seed."""
+    """The key of one use (INIT, SHUFFLE, TRAIN, COIN) of the recipe's seed."""
     return jax.random.fold_in(jax.random.key(recipe.seed), use)
 
 
@@ -47,11 +47,24 @@ def model(recipe: Recipe) -> nn.Module:
 
 def optimizer(recipe: Recipe, rate: Array | float) -> optax.GradientTransformation:
     """The gradient transformation of one step, whose learning rate is `rate`."""
-    section = override(recipe, {"optimizer.learning_rate": jnp.asarray(rate)}).optimizer
-    transformation = build(OPTIMIZERS, section, "optimizer")
+    section = recipe.optimizer
+
+    def make(rate_factor: float, decay_factor: float) -> optax.GradientTransformation:
+        changes: dict[str, Any] = {"optimizer.learning_rate": jnp.asarray(rate) * rate_factor}
+        if decay_factor != 1:
+            default = parameters(OPTIMIZERS[section.name])["weight_decay"] if section.name in OPTIMIZERS else 0.0
+            decay = section.weight_decay if "weight_decay" in section else default
+            changes["optimizer.weight_decay"] = decay * decay_factor
+        return build(OPTIMIZERS, override(recipe, changes).optimizer, "optimizer")
+
+    transformation = grouped(recipe.groups, make)
     if recipe.gradient_clip_norm:
         transformation = optax.chain(optax.clip_by_global_norm(recipe.gradient_clip_norm), transformation)
     return transformation
+
+
+def keeps_average(recipe: Recipe) -> bool:
+    return bool(recipe.average.decay or recipe.average.start_epoch or recipe.lookahead.steps)
 
 
 def steps_per_epoch(recipe: Recipe) -> int:
@@ -92,13 +105,26 @@ def check(recipe: Recipe) -> None:
     if recipe.early_stopping.metric not in ("validation_accuracy", "validation_loss"):
         metric = recipe.early_stopping.metric
         raise InputError(f"early_stopping.metric is '{metric}'; it must be 'validation_accuracy' or 'validation_loss'")
+    if not callable(recipe.augment) and recipe.augment.flip and recipe.augment.alternating_flip:
+        raise InputError("augment.flip and augment.alternating_flip undo each other; set one of them to 0")
+    averages = {
+        "average.decay": recipe.average.decay,
+        "average.start_epoch": recipe.average.start_epoch,
+        "lookahead.steps": recipe.lookahead.steps,
+    }
+    chosen = [field for field, value in averages.items() if value]
+    if len(chosen) > 1:
+        raise InputError(f"{', '.join(chosen)} are set; a run keeps one average of weights")
+    if recipe.average.start_epoch > recipe.epochs:
+        late = recipe.average.start_epoch
+        raise InputError(f"average.start_epoch={late} is after the last of {recipe.epochs} epochs")
     views(recipe.evaluation.views)
     images = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.data.image_shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
     try:
         build(OPTIMIZERS, recipe.optimizer, "optimizer")
         state = jax.eval_shape(lambda: init(recipe))
-        jax.eval_shape(lambda *arguments: train_step(recipe, *arguments), state, images, labels)
+        jax.eval_shape(lambda *arguments: train_step(recipe, *arguments), state, images, labels, labels)
     except InputError:
         raise
     except (TypeError, ValueError, ZeroDivisionError) as error:  # a size that no layer can have, for instance
@@ -114,16 +140,40 @@ RANGES = [  # field, least, most
     ("data.seed", 0, 2**32 - 1),
     ("optimizer.learning_rate", 0, float("inf")),
     ("optimizer.weight_decay", 0, float("inf")),
+    ("optimizer.momentum", 0, 1),
+    ("optimizer.beta1", 0, 1),
+    ("optimizer.beta2", 0, 1),
+    ("optimizer.steps", 1, float("inf")),
+    ("optimizer.sgd_factor", 0, float("inf")),
+    ("optimizer.sgd_momentum", 0, 1),
     ("gradient_clip_norm", 0, float("inf")),
     ("model.dropout", 0, 1),
+    ("model.drop_path", 0, 1),
     ("model.width", 1, float("inf")),
     ("model.hidden", 1, float("inf")),
     ("model.kernel_size", 1, float("inf")),
     ("schedule.warmup_epochs", 0, float("inf")),
     ("loss.label_smoothing", 0, 1),
+    ("loss.gamma", 0, float("inf")),
     ("augment.flip", 0, 1),
+    ("augment.alternating_flip", 0, 1),
     ("augment.crop", 0, float("inf")),
+    ("augment.rotation", 0, 180),
+    ("augment.brightness", 0, 1),
+    ("augment.contrast", 0, 1),
+    ("augment.saturation", 0, 1),
+    ("augment.randaugment", 0, 10),
+    ("augment.trivial_augment", 0, 1),
+    ("augment.cutout", 0, float("inf")),
+    ("augment.random_erasing", 0, 1),
+    ("augment.mixup", 0, float("inf")),
+    ("augment.cutmix", 0, float("inf")),
     ("average.decay", 0, 1),
+    ("average.start_epoch", 0, float("inf")),
+    ("lookahead.steps", 0, float("inf")),
+    ("lookahead.pull", 0, 1),
+    ("lookahead.power", 0, float("inf")),
+    ("sam.rho", 0, float("inf")),
     ("early_stopping.patience", 0, float("inf")),
     ("checkpoint.every_epochs", 1, float("inf")),
     ("evaluation.batch_size", 1, float("inf")),
@@ -145,19 +195,23 @@ def init(recipe: Recipe) -> TrainState:
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer(recipe, 0.0).init(params),
-        average={"params": params, "batch_stats": batch_stats} if recipe.average.decay else {},
+        average={"params": params, "batch_stats": batch_stats} if keeps_average(recipe) else {},
     )
 
 
-def train_step(recipe: Recipe, state: TrainState, images: Array, labels: Array) -> tuple[TrainState, dict[str, Array]]:
-    """One optimiser step on images uint8 [B, H, W, C] and labels int32 [B].
+def train_step(
+    recipe: Recipe, state: TrainState, images: Array, labels: Array, index: Array
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimiser step on images uint8 [B, H, W, C] and labels int32 [B], at `index` int32 [B] of the training set.
 
     Returns the next state and {"loss_sum", "correct", "count", "learning_rate"}: sums over the batch as the model saw
-    it, augmented and with dropout.
+    it, augmented and with dropout. An image that was mixed with another counts as correct by its own label.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key(recipe, TRAIN), state.step))
     targets = jax.nn.one_hot(labels, recipe.data.num_classes)
-    inputs, targets = augment(recipe.augment, augment_key, images.astype(jnp.float32) / 255, targets)
+    given = {"index": index, "epoch": state.step // steps_per_epoch(recipe), "coin": key(recipe, COIN)}
+    inputs = images.astype(jnp.float32) / 255
+    inputs, targets = augment(recipe.augment, augment_key, inputs, targets, mean=recipe.data.mean, **given)
     inputs = normalise(recipe, inputs)
 
     def mean_loss(params):
@@ -168,20 +222,38 @@ def train_step(recipe: Recipe, state: TrainState, images: Array, labels: Array) 
         return losses.mean(), (logits, updated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    if recipe.sam.rho:  # Foret et al. 2021: the gradient where the loss is about highest within rho of the weights
+        scale = recipe.sam.rho / jnp.maximum(optax.tree.norm(gradients), 1e-12)
+        worst = jax.tree.map(lambda weight, gradient: weight + scale * gradient, state.params, gradients)
+        gradients = jax.grad(mean_loss, has_aux=True)(worst)[0]
     rate = learning_rate(recipe, state.step)
     updates, opt_state = optimizer(recipe, rate).update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = state.average
+    average, latest = state.average, {"params": params, "batch_stats": batch_stats}
     if recipe.average.decay:
-        latest = {"params": params, "batch_stats": batch_stats}
-        average = optax.incremental_update(latest, state.average, 1 - recipe.average.decay)
+        average = optax.incremental_update(latest, average, 1 - recipe.average.decay)
+    if recipe.lookahead.steps:
+        latest, average = lookahead(recipe, state.step + 1, latest, average)
     sums = {
         "loss_sum": loss * len(labels),
         "correct": jnp.sum(logits.argmax(-1) == labels),
         "count": jnp.int32(len(labels)),
         "learning_rate": rate,
     }
-    return TrainState(state.step + 1, params, batch_stats, opt_state, average), sums
+    return TrainState(state.step + 1, latest["params"], latest["batch_stats"], opt_state, average), sums
+
+
+def lookahead(recipe: Recipe, step: Array, fast: Any, slow: Any) -> tuple[Any, Any]:
+    """Zhang et al. 2019: after every lookahead.steps steps the slow weights move towards the fast ones, which go on
+    from there; batch statistics belong to their weights and do the same. -> (fast, slow).
+
+    The slow ones keep the share (1 - pull) * (progress of the run) ** power: power 0 is the paper's, 3 airbench's.
+    """
+    progress = step / (recipe.epochs * steps_per_epoch(recipe))
+    kept = (1 - recipe.lookahead.pull) * progress**recipe.lookahead.power
+    due = step % recipe.lookahead.steps == 0
+    slow = jax.tree.map(lambda new, old: jnp.where(due, kept * old + (1 - kept) * new, old), fast, slow)
+    return jax.tree.map(lambda new, old: jnp.where(due, old, new), fast, slow), slow
 
 
 def train_epoch(
@@ -196,9 +268,39 @@ def train_epoch(
     batches = order[: steps * recipe.batch_size].reshape(steps, recipe.batch_size)
 
     def body(state, chosen):
-        batch = images[chosen], labels[chosen]
+        batch = images[chosen], labels[chosen], chosen
         if placement is not None:
             batch = jax.lax.with_sharding_constraint(batch, placement)
         return train_step(recipe, state, *batch)
 
-    return jax.lax.scan(body, state, batches)
+    state, sums = jax.lax.scan(body, state, batches)
+    if recipe.average.start_epoch:
+        average = weight_average(recipe, state, images, batches, placement)
+        state = state.replace(average=average)
+    return state, sums
+
+
+def weight_average(recipe: Recipe, state: TrainState, images: Array, batches: Array, placement: Any = None) -> Any:
+    """Izmailov et al. 2018: the mean of the weights at the ends of the epochs from average.start_epoch on; before, the
+    latest. -> {"params", "batch_stats"}.
+
+    The averaged weights have batch statistics of their own, which no average of others gives: they are measured by a
+    forward pass over the epoch's batches (int32 [steps, B]), not augmented, with dropout. That costs about a third of
+    the epoch's time in models with batch normalisation, and nothing in others.
+    """
+    epoch = state.step // steps_per_epoch(recipe)  # the number of the one that has just ended, from 1
+    share = 1 / jnp.maximum(epoch - recipe.average.start_epoch + 1, 1).astype(jnp.float32)
+    params = optax.incremental_update(state.params, state.average["params"], share)
+
+    def measure(batch_stats, chosen):
+        batch = images[chosen] if placement is None else jax.lax.with_sharding_constraint(images[chosen], placement)
+        rngs = {"dropout": jax.random.fold_in(key(recipe, TRAIN), state.step)}
+        inputs = normalise(recipe, batch.astype(jnp.float32) / 255)
+        variables = {"params": params, "batch_stats": batch_stats}
+        return model(recipe).apply(variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs)[1]["batch_stats"]
+
+    batch_stats = state.batch_stats
+    if batch_stats:
+        measured = lambda: jax.lax.scan(lambda *each: (measure(*each), None), state.batch_stats, batches)[0]
+        batch_stats = jax.lax.cond(epoch > recipe.average.start_epoch, measured, lambda: state.batch_stats)
+    return {"params": params, "batch_stats": batch_stats}

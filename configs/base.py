@@ -34,14 +34,37 @@ def get_config() -> ConfigDict:
                 "nesterov": True,
                 "weight_decay": 5e-4,
             },
+            # Parts of the model with rates of their own: ("pattern", learning-rate factor, weight-decay factor). The
+            # pattern is a regular expression for whole paths such as "Dense_0/kernel"; each must match exactly one.
+            "groups": (),  # () is one group of everything; a learning-rate factor of 0 freezes
             "schedule": {"name": "cosine"},  # all lengths in epochs
             "gradient_clip_norm": 0.0,  # largest global norm of the gradients; 0 does not clip
             "loss": {"name": "cross_entropy", "label_smoothing": 0.0},
-            "augment": {  # strength 0 is off
+            "augment": {  # strength 0 is off; they run in this order, on images in 0..1
                 "flip": 0.0,  # probability of mirroring an image
+                "alternating_flip": 0,  # 1 mirrors half of the images in even epochs, the other half in odd ones
                 "crop": 0,  # largest shift, pixels
+                "rotation": 0.0,  # largest angle, degrees
+                "brightness": 0.0,  # s: factor in 1 - s..1 + s
+                "contrast": 0.0,  # s: factor on the distance from the image's mean grey, in 1 - s..1 + s
+                "saturation": 0.0,  # s: factor on the distance from each pixel's grey, in 1 - s..1 + s
+                "randaugment": 0.0,  # magnitude of two operations an image, at most 10
+                "trivial_augment": 0.0,  # share of the paper's ranges for one operation an image; 1 is the paper's
+                "cutout": 0,  # side of the square filled with data.mean, pixels; it may overlap the border
+                "random_erasing": 0.0,  # probability of noise in a rectangle of 0.02 to 0.4 of the image
+                "mixup": 0.0,  # alpha: each image is blended with another by a share of Beta(alpha, alpha)
+                "cutmix": 0.0,  # alpha: a rectangle of another image, its share of the area 1 - Beta(alpha, alpha)
             },
-            "average": {"decay": 0.0},  # of the moving average of weights, a step; 0 keeps none
+            "average": {  # of the weights, evaluated in their place; one of the two, or lookahead
+                "decay": 0.0,  # of a moving average, a step; 0 keeps none
+                "start_epoch": 0,  # the first of the epochs, from 1, whose final weights are averaged; 0 keeps none
+            },
+            "lookahead": {
+                "steps": 0,  # between two moves of the slow weights, which are evaluated; 0 keeps none
+                "pull": 0.5,  # share of the way to the fast weights that a move takes
+                "power": 0.0,  # the slow weights keep (1 - pull) * (share of the run that is over) ** power
+            },
+            "sam": {"rho": 0.0},  # distance in weights at which the gradient is taken, two evaluations a step; 0 is off
             "early_stopping": {
                 "patience": 0,  # epochs without improvement before the run ends; 0 never ends it
                 "metric": "validation_accuracy",  # or validation_loss

@@ -56,8 +56,12 @@ def init(recipe: FrozenConfigDict) -> train.TrainState:
 
 @functools.cache
 def step(recipe: FrozenConfigDict) -> Any:
-    """train.train_step of the recipe, compiled: (state, images, labels) -> (state, sums)."""
-    return jit(functools.partial(train.train_step, recipe))
+    """train.train_step of the recipe, compiled: (state, images, labels, index or 0, 1, 2, ...) -> (state, sums)."""
+
+    def numbered(state: train.TrainState, images: Any, labels: Any, index: Any = None) -> Any:
+        return train.train_step(recipe, state, images, labels, np.arange(len(labels)) if index is None else index)
+
+    return jit(numbered)
 
 
 @functools.cache

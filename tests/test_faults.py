@@ -41,7 +41,10 @@ FAULTS = {
     ),
     "wrong type": (["--config.epochs=many"], "'epochs' is 'many', a str; it takes an int"),
     "wrong type of a parameter": (["--config.model.width=1.5"], "'model.width' is 1.5, a float; it takes an int"),
-    "a section is not a value": (["--config.augment=3"], "'augment' is 3; it is a section of fields: crop, flip"),
+    "a section is not a value": (
+        ["--config.augment=3"],
+        "'augment' is 3; it is a section of fields: alternating_flip, brightness",
+    ),
     "unknown model": (
         ["--config.model.name=resnet81"],
         "model 'resnet81' is unknown; did you mean 'resnet18'? Known: cnn",

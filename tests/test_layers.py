@@ -287,9 +287,10 @@ def test_average_pool_in_bfloat16_stays_there():
 
 
 def test_activations_are_those_of_their_names():
-    x = jnp.linspace(-3, 3, 13)
+    x = jnp.linspace(-3, 9, 25)
     expected = {
         "relu": np.maximum(x, 0),
+        "relu6": np.clip(x, 0, 6),
         "leaky_relu": np.where(x > 0, x, 0.01 * x),
         "elu": np.where(x > 0, x, np.expm1(x)),
         "gelu": 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
@@ -305,3 +306,37 @@ def test_activations_are_those_of_their_names():
 def test_an_unknown_activation_is_answered_with_the_nearest():
     with pytest.raises(InputError, match="activation 'rellu' is unknown; did you mean 'relu'"):
         layers.activation("rellu")
+
+
+DEPTHWISE = [case for case in CASES if case[1] != (1, 1)]
+
+
+@pytest.mark.parametrize(("size", "window", "strides", "padding"), DEPTHWISE)
+def test_depthwise_convolution_is_the_grouped_one(size, window, strides, padding):
+    images, kernel = normal(0, (2, *size, 3)), normal(1, (*window, 1, 3))
+    grouped = lambda images, kernel: lax.conv_general_dilated(
+        images, kernel, strides, padding, dimension_numbers=layers.LAYOUT, feature_group_count=3
+    )
+    own = lambda images, kernel: layers.depthwise_convolution(images, kernel, strides, padding)
+    programs = jit(lambda *arguments: (value_and_gradients(own)(*arguments), value_and_gradients(grouped)(*arguments)))
+    for actual, expected in zip(*programs(images, kernel), strict=True):
+        assert_close(actual, expected, 1e-5)
+
+
+def test_depthwise_convolution_in_bfloat16_rounds_once():
+    images, kernel = normal(0, (2, 8, 8, 4), jnp.bfloat16), normal(1, (5, 5, 1, 4), jnp.bfloat16)
+    rough = jit(value_and_gradients(layers.depthwise_convolution))(images, kernel)
+    exact = value_and_gradients(layers.depthwise_convolution)(images.astype(jnp.float32), kernel.astype(jnp.float32))
+    for actual, expected in zip(rough, exact, strict=True):
+        assert_close(actual, expected.astype(jnp.bfloat16), 0.01)
+
+
+def test_drop_path_drops_whole_images_and_keeps_the_mean():
+    x = jnp.ones((4000, 2, 3))
+    drop = layers.DropPath(0.25)
+    kept = np.asarray(drop.apply({}, x, True, rngs={"dropout": jax.random.key(0)}))
+    assert np.ptp(kept, axis=(1, 2)).max() == 0
+    assert set(np.unique(kept)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (kept[:, 0, 0] == 0).mean() == pytest.approx(0.25, abs=0.03)
+    np.testing.assert_array_equal(drop.apply({}, x, False), x)
+    assert layers.drop_path_rates(0.4, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4])

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax.losses import LOSSES, cross_entropy
+from cifar_jax import train
+from cifar_jax.losses import LOSSES, cross_entropy, focal
+from cifar_jax.recipe import InputError
+from tests import made
 
 RANDOM = np.random.RandomState(0)
 LOGITS = RANDOM.normal(size=(9, 5)).astype(np.float32) * 4
@@ -45,6 +48,46 @@ def test_cross_entropy_of_a_sure_mistake_is_large_and_finite():
     logits = jnp.array([[1000.0, -1000.0]])
     np.testing.assert_array_equal(cross_entropy(logits, jnp.array([[0.0, 1.0]])), [2000.0])
     np.testing.assert_array_equal(cross_entropy(logits, jnp.array([[1.0, 0.0]])), [0.0])
+
+
+WEIGHTS = (0.5, 2.0, 0.0, 1.0, 3.0)
+
+
+def weighted_focal(logits, targets, gamma, weights):
+    logits, targets = np.float64(logits), np.float64(targets)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    return -(np.array(weights or 1.0) * targets * (1 - probabilities) ** gamma * np.log(probabilities)).sum(-1)
+
+
+@pytest.mark.parametrize("targets", [ONE_HOT, MIXED], ids=["one-hot", "mixed"])
+@pytest.mark.parametrize("weights", [(), WEIGHTS], ids=["even", "weighted"])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
+def test_focal_is_the_formula(targets, weights, gamma):
+    expected = weighted_focal(LOGITS, targets, gamma, weights)
+    np.testing.assert_allclose(focal(LOGITS, targets, gamma, weights), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_multiply_each_classs_term(smoothing):
+    targets = (1 - smoothing) * MIXED + smoothing / 5
+    expected = weighted_focal(LOGITS, targets, 0, WEIGHTS)
+    np.testing.assert_allclose(cross_entropy(LOGITS, MIXED, smoothing, WEIGHTS), expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(cross_entropy(LOGITS, ONE_HOT, 0.0, (2.0,) * 5), 2 * cross_entropy(LOGITS, ONE_HOT))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_and_its_gradient_are_finite_where_the_model_is_sure(gamma):
+    logits, targets = jnp.array([[1000.0, -1000.0], [1000.0, -1000.0]]), jnp.eye(2)
+    assert np.isfinite(focal(logits, targets, gamma)).all()
+    assert np.isfinite(jax.grad(lambda logits: focal(logits, targets, gamma).sum())(logits)).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("weights", [(1.0, 2.0, 3.0), (1.0, -1.0, 1.0, 1.0)])
+def test_class_weights_must_be_one_for_each_class(name, weights):
+    with pytest.raises(InputError, match=r"'loss\.class_weights' is .* each of the 4 classes"):
+        train.check(made.recipe(loss={"name": name, "class_weights": weights}))
+    train.check(made.recipe(loss={"name": name, "class_weights": (1.0, 2.0, 3.0, 4.0)}))
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -1,5 +1,6 @@
 """Optimisers against their papers' formulas in float64, schedules against plain Python."""
 
+import json
 import math
 
 import jax
@@ -9,8 +10,8 @@ import optax
 import pytest
 
 from cifar_jax import train
-from cifar_jax.optim import DECAYED, OPTIMIZERS, SCHEDULES
-from cifar_jax.recipe import InputError, build
+from cifar_jax.optim import DECAYED, OPTIMIZERS, SCHEDULES, orthogonal
+from cifar_jax.recipe import InputError, build, freeze, from_json, to_json
 from tests import made
 
 RATES = (0.1, 0.03, 0.2)  # another in each step: the optimiser is rebuilt with it
@@ -21,6 +22,7 @@ def tree(seed):
     return {
         "Dense": {"kernel": random.normal(size=(3, 4)), "bias": random.normal(size=4)},
         "Norm": {"scale": random.normal(size=4), "embedding": random.normal(size=(2, 2, 3))},
+        "Conv": {"wide": random.normal(size=(3, 3, 2, 4)), "tall": random.normal(size=(1, 1, 3, 7))},
     }
 
 
@@ -29,10 +31,10 @@ def decayed_share(decayed):
     return jax.tree.map(lambda leaf: float(decayed == "all" or leaf.ndim > 1), tree(0))
 
 
-def sgd(momentum=0.9, nesterov=False, weight_decay=0.0):
+def sgd(momentum=0.9, nesterov=False, weight_decay=0.0, factor=1.0):
     def steps(weight, decays, gradients):
         velocity = 0
-        for gradient, rate in zip(gradients, RATES, strict=True):
+        for gradient, rate in zip(gradients, factor * np.array(RATES), strict=True):
             gradient = gradient + weight_decay * decays * weight
             velocity = momentum * velocity + gradient
             weight = weight - rate * (gradient + momentum * velocity if nesterov else velocity)
@@ -56,6 +58,70 @@ def adam(beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.0, decoupled=False
     return steps
 
 
+def lamb(beta1=0.9, beta2=0.999, epsilon=1e-6, weight_decay=0.0):
+    """You et al. 2020, algorithm 2, with phi the identity."""
+
+    def steps(weight, decays, gradients):
+        first = second = 0
+        for t, (gradient, rate) in enumerate(zip(gradients, RATES, strict=True), start=1):
+            first = beta1 * first + (1 - beta1) * gradient
+            second = beta2 * second + (1 - beta2) * gradient**2
+            update = first / (1 - beta1**t) / (np.sqrt(second / (1 - beta2**t)) + epsilon)
+            update = update + weight_decay * decays * weight
+            weight = weight - rate * np.linalg.norm(weight) / np.linalg.norm(update) * update
+        return weight
+
+    return steps
+
+
+def lion(beta1=0.9, beta2=0.99, weight_decay=0.0):
+    """Chen et al. 2023, algorithm 2."""
+
+    def steps(weight, decays, gradients):
+        momentum = 0
+        for gradient, rate in zip(gradients, RATES, strict=True):
+            direction = np.sign(beta1 * momentum + (1 - beta1) * gradient)
+            momentum = beta2 * momentum + (1 - beta2) * gradient
+            weight = weight - rate * (direction + weight_decay * decays * weight)
+        return weight
+
+    return steps
+
+
+def newton_schulz(matrix, steps=3, coefficients=(3.4445, -4.7750, 2.0315)):
+    """In float64, on the matrix [C_out, ...]: with A = X X^T, X <- a X + (b A + c A A) X."""
+    a, b, c = coefficients
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / np.linalg.norm(x)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def as_matrix(filters):
+    return np.moveaxis(filters, -1, 0).reshape(filters.shape[-1], -1)
+
+
+def muon(momentum=0.6, normalised=True, sgd_factor=1.0, sgd_momentum=0.85, weight_decay=0.0):
+    """Filters [h, w, C_in, C_out] by Muon as in airbench, the rest by Nesterov SGD."""
+    rest = sgd(sgd_momentum, True, weight_decay, sgd_factor)
+
+    def steps(weight, decays, gradients):
+        if weight.ndim != 4:
+            return rest(weight, decays, gradients)
+        buffer, matrix = 0, as_matrix(weight)
+        for gradient, rate in zip(gradients, RATES, strict=True):
+            buffer = momentum * buffer + as_matrix(gradient)
+            if normalised:
+                matrix = matrix * np.sqrt(len(matrix)) / np.linalg.norm(matrix)
+            matrix = matrix - rate * newton_schulz(as_matrix(gradient) + momentum * buffer)
+        h, w, inner, outer = weight.shape
+        return np.moveaxis(matrix.reshape(outer, h, w, inner), 0, -1)
+
+    return steps
+
+
 CASES = [  # the recipe's section, the formula, what decays
     ({"name": "sgd"}, sgd(), "kernels"),
     ({"name": "sgd", "momentum": 0.0}, sgd(momentum=0), "kernels"),
@@ -68,6 +134,14 @@ CASES = [  # the recipe's section, the formula, what decays
     ({"name": "adamw"}, adam(weight_decay=0.01, decoupled=True), "kernels"),
     ({"name": "adamw", "beta1": 0.8, "beta2": 0.9, "epsilon": 0.1, "weight_decay": 0.3, "decayed": "all"},
      adam(0.8, 0.9, 0.1, 0.3, decoupled=True), "all"),
+    ({"name": "lamb"}, lamb(), "kernels"),
+    ({"name": "lamb", "beta1": 0.8, "beta2": 0.9, "epsilon": 0.1, "weight_decay": 0.3}, lamb(0.8, 0.9, 0.1, 0.3),
+     "kernels"),
+    ({"name": "lion"}, lion(), "kernels"),
+    ({"name": "lion", "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.3, "decayed": "all"}, lion(0.8, 0.9, 0.3), "all"),
+    ({"name": "muon", "dtype": "float32"}, muon(), "kernels"),
+    ({"name": "muon", "dtype": "float32", "momentum": 0.8, "normalised": False, "sgd_factor": 0.3, "sgd_momentum": 0.7,
+      "weight_decay": 0.2, "decayed": "all"}, muon(0.8, False, 0.3, 0.7, 0.2), "all"),
 ]  # fmt: skip
 
 
@@ -102,6 +176,112 @@ def test_an_unknown_mask_is_answered_with_the_nearest(name):
     section = made.recipe(optimizer={"name": name, "learning_rate": 0.1, "decayed": "kernel"}).optimizer
     with pytest.raises(InputError, match=r"optimizer\.decayed 'kernel' is unknown; did you mean 'kernels'"):
         build(OPTIMIZERS, section, "optimizer")
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 8, 16), (3, 3, 2, 40), (1, 1, 5, 5)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_newton_schulz_is_numpys(shape, dtype, tolerance):
+    filters = np.random.RandomState(0).normal(size=shape)
+    found = orthogonal(jnp.asarray(filters, jnp.float32), dtype=dtype)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(as_matrix(np.asarray(found)), newton_schulz(as_matrix(filters)), atol=tolerance)
+
+
+def test_muons_direction_is_nearly_orthogonal_and_keeps_the_singular_vectors():
+    filters = np.random.RandomState(0).normal(size=(3, 3, 8, 16))
+    left, _, right = np.linalg.svd(as_matrix(filters), full_matrices=False)
+    for steps, low in ((3, 0.5), (5, 0.65)):
+        found = as_matrix(np.float64(orthogonal(jnp.asarray(filters, jnp.float32), steps, dtype="float32")))
+        inside = left.T @ found @ right.T
+        np.testing.assert_allclose(inside, np.diag(np.diag(inside)), atol=1e-5)
+        assert low < np.diag(inside).min()
+        assert np.diag(inside).max() < 1.25
+    scaled = orthogonal(jnp.asarray(1000 * filters, jnp.float32), 5, dtype="float32")
+    np.testing.assert_allclose(as_matrix(scaled), found, atol=1e-4)  # the gradient's scale does not matter
+    assert not np.asarray(orthogonal(jnp.zeros((3, 3, 2, 4)))).any()
+
+
+def test_muon_keeps_the_norm_of_filters_at_the_root_of_their_number():
+    params = {"Conv_0": {"kernel": jnp.asarray(tree(0)["Conv"]["wide"], jnp.float32)}}
+    transformation = build(
+        OPTIMIZERS, made.recipe(optimizer={"name": "muon", "learning_rate": 0.0}).optimizer, "optimizer"
+    )
+    updates, _ = transformation.update(params, transformation.init(params), params)
+    assert np.linalg.norm((params["Conv_0"]["kernel"] + updates["Conv_0"]["kernel"]).ravel()) == pytest.approx(2)
+
+
+OPTIMIZER = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.2}
+
+
+def run_groups(groups, optimizer=OPTIMIZER, factor=1.0):
+    recipe = made.recipe(optimizer=optimizer, groups=groups)
+    params = jax.tree.map(jnp.float32, tree(0))
+    state = train.optimizer(recipe, 0.0).init(params)
+    for seed, rate in zip((1, 2, 3), RATES, strict=True):
+        gradients = jax.tree.map(jnp.float32, tree(seed))
+        updates, state = train.optimizer(recipe, factor * rate).update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_groups_have_their_own_rate_and_decay(name):
+    optimizer = {"name": name, "learning_rate": 1.0, "weight_decay": 0.2}
+    groups = (("Dense/.*", 0.5, 3.0), ("Norm/.*", 0.0, 1.0), ("Conv/.*", 1.0, 0.0))
+    found = run_groups(groups, optimizer)
+    made.assert_same(found["Norm"], jax.tree.map(jnp.float32, tree(0)["Norm"]))  # frozen
+    plain = run_groups((), {**optimizer, "weight_decay": 0.0})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found["Conv"], plain["Conv"])
+    half = run_groups((), {**optimizer, "weight_decay": 0.6}, factor=0.5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found["Dense"], half["Dense"])
+
+
+def test_one_group_of_everything_is_none():
+    made.assert_same(run_groups(((".*", 1.0, 1.0),)), run_groups(()))
+
+
+def test_the_default_decay_of_an_optimizer_is_scaled_too():
+    optimizer = {"name": "adamw", "learning_rate": 1.0}
+    twice = run_groups(((".*", 1.0, 2.0),), optimizer)
+    made.assert_same(twice, run_groups((), optimizer | {"weight_decay": 0.02}))
+
+
+def test_a_function_of_the_callers_takes_groups_of_rates():
+    groups = (("Dense/.*", 0.5, 1.0), ("(Norm|Conv)/.*", 1.0, 1.0))
+    made.assert_same(
+        run_groups(groups, {"name": optax.sgd, "learning_rate": 1.0})["Conv"],
+        run_groups((), {"name": optax.sgd, "learning_rate": 1.0})["Conv"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("groups", "answer"),
+    [
+        ((("Dense_.*", 1.0, 1.0),), "parameter 'Convolution_0/bias' matches 0 of 'Dense_.*'; it must match one"),
+        (((".*", 1.0, 1.0), ("Convolution_0/bias", 1.0, 0.0)), "parameter 'Convolution_0/bias' matches 2 of"),
+        (
+            ((".*", 1.0, 1.0), ("Cnov.*", 1.0, 0.0)),
+            "pattern 'Cnov.*' matches no parameter; there are Convolution_0/bias",
+        ),
+        ((("Dense_.*", 1.0),), "a group is (pattern, learning-rate factor, weight-decay factor)"),
+        (("Dense_.*", 1.0, 1.0), "groups holds 'Dense_.*'; a group is"),
+        ((("(", 1.0, 1.0),), "the pattern '(', which is no regular expression"),
+        (((".*", -1.0, 1.0),), "its factors must be numbers of at least 0"),
+    ],
+)
+def test_groups_must_cover_every_parameter_just_once(groups, answer):
+    with pytest.raises(InputError) as error:
+        train.check(made.recipe(groups=groups))
+    assert answer in str(error.value)
+
+
+def test_groups_come_back_from_json_and_train():
+    recipe = made.recipe(groups=[["Convolution_.*/kernel", 1, 0.0], ["Convolution_.*/bias|Dense_.*", 0.5, 1.0]])
+    assert recipe.groups == (("Convolution_.*/kernel", 1, 0.0), ("Convolution_.*/bias|Dense_.*", 0.5, 1.0))
+    back = freeze(from_json(json.loads(json.dumps(to_json(recipe)))))
+    assert back == recipe
+    assert back.groups == recipe.groups
+    train.check(back)
 
 
 def global_norm(params):
@@ -232,3 +412,108 @@ def test_the_average_moves_by_its_decay_each_step(model):
 
 def test_without_decay_no_average_is_kept():
     assert made.init(made.recipe()).average == {}
+
+
+# sharpness-aware minimisation, lookahead, stochastic weight averaging
+
+RESNET = {"name": "resnet18", "width": 4, "stages": (1, 1)}
+
+
+def latest(state):
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def close(actual, expected, rtol=1e-4, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected)
+
+
+def test_sam_steps_by_the_gradient_at_the_perturbed_weights():
+    """By two steps of plain SGD with rate 1, which give gradients: at w, and at w + rho g / |g|."""
+    plain = made.recipe(optimizer={"name": "sgd", "learning_rate": 1.0, "momentum": 0.0}, model=RESNET)
+    data, state = made.split(), made.init(plain)
+    batch = data.images[:8], data.labels[:8]
+    gradient = lambda at: jax.tree.map(jnp.subtract, at.params, made.step(plain)(at, *batch)[0].params)
+    first = gradient(state)
+    scale = 0.1 / global_norm(first)
+    worst = state.replace(params=jax.tree.map(lambda w, g: w + scale * g, state.params, first))
+    after, sums = made.step(made.recipe({"sam.rho": 0.1}, optimizer=plain.optimizer, model=RESNET))(state, *batch)
+    close(jax.tree.map(jnp.subtract, state.params, after.params), gradient(worst), 1e-3, 1e-5)
+    assert np.abs(jax.tree.leaves(first)[0] - jax.tree.leaves(gradient(worst))[0]).max() > 1e-3
+    expected, plain_sums = made.step(plain)(state, *batch)
+    close(after.batch_stats, expected.batch_stats)  # those of the first evaluation
+    close(sums, plain_sums)
+
+
+@pytest.mark.parametrize("power", [0.0, 3.0])
+def test_lookahead_pulls_slow_weights_and_goes_on_from_them(power):
+    fields = {"lookahead.steps": 3, "lookahead.pull": 0.4, "lookahead.power": power}
+    recipe, plain = made.recipe(fields, model=RESNET), made.recipe(model=RESNET)
+    data, state = made.split(), made.init(recipe)
+    batch, slow = (data.images[:8], data.labels[:8]), latest(state)
+    close(state.average, slow)
+    for step in range(1, 8):
+        expected, _ = made.step(plain)(state.replace(average={}), *batch)
+        state, _ = made.step(recipe)(state, *batch)
+        if step % 3:
+            close(latest(state), latest(expected))
+        else:
+            kept = 0.6 * (step / 16) ** power
+            slow = jax.tree.map(lambda old, new, kept=kept: kept * old + (1 - kept) * new, slow, latest(expected))
+            close(latest(state), slow)
+        close(state.average, slow)
+
+
+@pytest.mark.parametrize("model", [{"name": "cnn", "width": 4, "hidden": 8}, RESNET], ids=["cnn", "resnet"])
+def test_weights_are_averaged_evenly_over_the_epochs_from_the_start_epoch_on(model):
+    recipe, plain = (made.recipe({"average.start_epoch": s}, model=model, epochs=5) for s in (2, 0))
+    data, state, unaveraged, ends = made.split(), made.init(recipe), made.init(plain), []
+    for epoch in range(1, 5):
+        state, _ = made.epoch(recipe)(state, data.images, data.labels)
+        unaveraged, _ = made.epoch(plain)(unaveraged, data.images, data.labels)
+        close(latest(state), latest(unaveraged))  # training goes on as without
+        ends.append(jax.tree.map(np.float64, state.params))
+        if epoch <= 2:
+            close(state.average, latest(state))
+        else:
+            mean = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *ends[1:])
+            close(state.average["params"], mean)
+
+
+def test_the_averaged_weights_have_batch_statistics_of_their_own():
+    """Those of the averaged weights on the training images: nearer than the latest weights' ones."""
+    fields = {"average.start_epoch": 1, "schedule.name": "constant", "optimizer.learning_rate": 0.1}
+    recipe = made.recipe(fields, model=RESNET, epochs=9)
+    data, state = made.split(), made.init(recipe)
+    for _ in range(6):
+        state, _ = made.epoch(recipe)(state, data.images, data.labels)
+    images, statistics = train.normalise(recipe, data.images / np.float32(255)), state.batch_stats
+    forward = jax.jit(
+        lambda params, batch_stats: train.model(recipe).apply(
+            {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+        )[1]["batch_stats"]
+    )
+    for _ in range(60):  # to the statistics of the whole set in one batch
+        statistics = forward(state.average["params"], statistics)
+    distance = lambda other: global_norm(jax.tree.map(jnp.subtract, other, statistics))
+    assert distance(state.average["batch_stats"]) < 0.7 * distance(state.batch_stats)
+
+
+@pytest.mark.parametrize(
+    ("fields", "answer"),
+    [
+        (
+            {"average.decay": 0.9, "lookahead.steps": 5},
+            "average.decay, lookahead.steps are set; a run keeps one average",
+        ),
+        ({"average.start_epoch": 9}, "average.start_epoch=9 is after the last of 4 epochs"),
+        ({"average.start_epoch": -1}, "'average.start_epoch' is -1; it must be at least 0"),
+        ({"lookahead.steps": -1}, "'lookahead.steps' is -1; it must be at least 0"),
+        ({"lookahead.pull": 1.5}, "'lookahead.pull' is 1.5; it must be between 0 and 1"),
+        ({"lookahead.power": -1.0}, "'lookahead.power' is -1.0; it must be at least 0"),
+        ({"sam.rho": -1.0}, "'sam.rho' is -1.0; it must be at least 0"),
+    ],
+)
+def test_averages_are_checked(fields, answer):
+    with pytest.raises(InputError) as error:
+        train.check(made.recipe(fields))
+    assert answer in str(error.value)

@@ -69,8 +69,27 @@ def stop_after(epoch, monkeypatch):
         {"checkpoint.every_epochs": 2},
         {"early_stopping.patience": 4},
         {"early_stopping.patience": 4, "chunk_epochs": 2},
+        {"average": {"decay": 0.0, "start_epoch": 2}, "optimizer.name": "muon", "optimizer.learning_rate": 0.02},
+        {
+            "average.decay": 0.0,
+            "lookahead.steps": 3,
+            "sam.rho": 0.05,
+            "augment.flip": 0.0,
+            "augment.alternating_flip": 1,
+            "augment.randaugment": 3.0,
+            "augment.mixup": 0.2,
+            "groups": (("Conv.*", 1.0, 1.0), ("Dense.*", 0.5, 1.0)),
+        },
     ],
-    ids=["each epoch", "chunks of two", "saved every second", "early stopping", "early stopping in chunks"],
+    ids=[
+        "each epoch",
+        "chunks of two",
+        "saved every second",
+        "early stopping",
+        "early stopping in chunks",
+        "weight averaging",
+        "lookahead",
+    ],
 )
 @pytest.mark.parametrize("epoch", [1, 4])
 def test_a_stopped_run_resumes_exactly(changes, epoch, tmp_path, monkeypatch):

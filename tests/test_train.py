@@ -16,8 +16,10 @@ from tests import made
 
 EVERYTHING = {  # all that a step may depend on
     "model.dropout": 0.3,
-    "augment.flip": 0.5,
+    "augment.alternating_flip": 1,
     "augment.crop": 2,
+    "augment.trivial_augment": 0.5,
+    "augment.cutmix": 1.0,
     "average.decay": 0.9,
     "loss.label_smoothing": 0.1,
     "schedule.name": "cosine",
@@ -236,7 +238,7 @@ def test_an_epoch_is_its_steps_in_the_shuffled_order():
     order = np.asarray(jax.random.permutation(jax.random.fold_in(train.key(recipe, train.SHUFFLE), 0), made.COUNT))
     state = made.init(recipe)
     for chosen in order.reshape(4, 8):
-        state, _ = made.step(recipe)(state, images[chosen], labels[chosen])
+        state, _ = made.step(recipe)(state, images[chosen], labels[chosen], chosen)
     expected, _ = made.epoch(recipe)(made.init(recipe), images, labels)
     close = lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, state, expected)
@@ -261,9 +263,9 @@ def test_the_uses_of_a_seed_have_keys_of_their_own():
     keys = [
         tuple(np.asarray(jax.random.key_data(train.key(made.recipe(seed=seed), use))).tolist())
         for seed in (0, 1, 2**31 - 1)
-        for use in (train.INIT, train.SHUFFLE, train.TRAIN)
+        for use in (train.INIT, train.SHUFFLE, train.TRAIN, train.COIN)
     ]
-    assert len(set(keys)) == 9
+    assert len(set(keys)) == 12
 
 
 def test_normalise_takes_one_number_a_channel_or_one_for_all():
@@ -291,8 +293,20 @@ BAD = [  # changes, what the answer must say
     ({"gradient_clip_norm": -1.0}, "'gradient_clip_norm' is -1.0; it must be at least 0"),
     ({"model.dropout": 1.5}, "'model.dropout' is 1.5; it must be between 0 and 1"),
     ({"loss.label_smoothing": 1.5}, "'loss.label_smoothing' is 1.5; it must be between 0 and 1"),
+    ({"loss": {"name": "focal", "gamma": -1.0}}, "'loss.gamma' is -1.0; it must be at least 0"),
     ({"augment.flip": 1.5}, "'augment.flip' is 1.5; it must be between 0 and 1"),
     ({"augment.crop": -1}, "'augment.crop' is -1; it must be at least 0"),
+    ({"augment.alternating_flip": 2}, "'augment.alternating_flip' is 2; it must be between 0 and 1"),
+    ({"augment.rotation": 200.0}, "'augment.rotation' is 200.0; it must be between 0 and 180"),
+    ({"augment.brightness": 1.5}, "'augment.brightness' is 1.5; it must be between 0 and 1"),
+    ({"augment.contrast": -0.5}, "'augment.contrast' is -0.5; it must be between 0 and 1"),
+    ({"augment.saturation": 1.5}, "'augment.saturation' is 1.5; it must be between 0 and 1"),
+    ({"augment.randaugment": 11.0}, "'augment.randaugment' is 11.0; it must be between 0 and 10"),
+    ({"augment.trivial_augment": 2.0}, "'augment.trivial_augment' is 2.0; it must be between 0 and 1"),
+    ({"augment.cutout": -1}, "'augment.cutout' is -1; it must be at least 0"),
+    ({"augment.random_erasing": 1.5}, "'augment.random_erasing' is 1.5; it must be between 0 and 1"),
+    ({"augment.mixup": -1.0}, "'augment.mixup' is -1.0; it must be at least 0"),
+    ({"augment.cutmix": -1.0}, "'augment.cutmix' is -1.0; it must be at least 0"),
     ({"average.decay": 1.5}, "'average.decay' is 1.5; it must be between 0 and 1"),
     ({"early_stopping.patience": -1}, "'early_stopping.patience' is -1; it must be at least 0"),
     ({"early_stopping.patience": 2}, "early_stopping.patience needs a validation split; set data.validation"),

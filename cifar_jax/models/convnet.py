@@ -1,0 +1,81 @@
+"""Convolutions and pooling in stages, everything a field: the network for experiments with architectures.
+
+    layer (defaults, 32x32)                                    output
+    stage 1: [conv 3x3, norm, activation] x 2, max-pool 2x2    16 x 16 x 64
+    stage 2: the same, wider                                    8 x  8 x 128
+    stage 3: the same, wider                                    4 x  4 x 256
+    average over the image (or flatten, and a hidden layer)     256
+    dense                                                       num_classes
+
+Dropout follows each pooling and the hidden layer.
+
+                            parameters (10 classes)    multiply-adds (32x32)
+    convnet                              1,148,874                        152.8 M
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cifar_jax.layers import BatchNorm, Convolution, activation, average_pool, choice, max_pool
+
+POOLINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "max": partial(max_pool, padding="SAME"),
+    "average": partial(average_pool, padding="SAME"),
+    "strided": lambda x: x,  # the stage's last convolution has stride 2 instead
+}
+
+NORMALISATIONS: dict[str, Callable[..., Callable[[jax.Array], jax.Array]]] = {
+    "none": lambda channels, train, dtype: lambda x: x,
+    "batch": lambda channels, train, dtype: BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=dtype),
+    "layer": lambda channels, train, dtype: nn.LayerNorm(dtype=dtype),  # over the channels of each pixel
+    "group": lambda channels, train, dtype: nn.GroupNorm(
+        int(np.gcd(32, channels)), dtype=dtype
+    ),  # over groups of an image
+}
+
+HEADS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "average": lambda x: x.mean((1, 2), dtype=jnp.float32).astype(x.dtype),
+    "flatten": lambda x: x.reshape(x.shape[0], -1),
+}
+
+
+class ConvNet(nn.Module):
+    num_classes: int
+    widths: tuple[int, ...] = (64, 128, 256)  # channels of each stage; every stage halves the image
+    convolutions: int = 2  # in each stage
+    kernel_size: int = 3
+    pooling: str = "max"  # max, average, or strided: the stage's last convolution has stride 2
+    activation: str = "relu"
+    normalisation: str = "batch"  # none, batch, layer, group
+    head: str = "average"  # over the image, or flatten
+    hidden: int = 0  # units of a hidden layer before the last; 0 has none
+    dropout: float = 0.1  # share dropped in training, after each pooling and after the hidden layer
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        activate = activation(self.activation)
+        pool = choice("pooling", self.pooling, POOLINGS)
+        norm = choice("normalisation", self.normalisation, NORMALISATIONS)
+        use_bias = self.normalisation != "batch"  # which subtracts it again
+        conv = partial(Convolution, kernel_init=nn.initializers.he_normal(), use_bias=use_bias, dtype=self.dtype)
+        x = images
+        for features in self.widths:
+            for number in range(self.convolutions):
+                last = number == self.convolutions - 1
+                strides = (2, 2) if self.pooling == "strided" and last else (1, 1)
+                size = (self.kernel_size, self.kernel_size)
+                x = conv(features, size, strides)(x)
+                x = activate(norm(features, train, self.dtype)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(pool(x))
+        x = choice("head", self.head, HEADS)(x)
+        if self.hidden:
+            x = activate(nn.Dense(self.hidden, dtype=self.dtype)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

@@ -1,0 +1,131 @@
+"""The networks of the CIFAR-10 speedruns to 94% and 96% (K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU",
+2024, and its later versions airbench94_muon and airbench96).
+
+    layer                                                        output     94%      96%
+    2x2 convolution without padding, frozen but its bias; GELU   31 x 31    24       24
+    group 1                                                      15 x 15    64       128
+    group 2                                                       7 x  7    256      384
+    group 3                                                       3 x  3    256      512
+    max-pool over the image, dense without bias, times a constant           num_classes
+
+    group, depth 2 (94%):   3x3, max-pool 2x2, norm, GELU; 3x3, norm, GELU
+    group, depth 3 (96%):   3x3, max-pool 2x2, norm, GELU; 3x3, norm, GELU; 3x3, norm, + the first GELU's output; GELU
+
+The first convolution whitens: `whitening_filters` makes it from training images. It is a statistic of the data and no
+parameter, and so stands in `batch_stats` beside the running averages, where no optimiser, weight decay or gradient
+reaches it; until a recipe puts such filters there, it is a random rotation of the 2x2 patches and its negative. The 3x3
+convolutions start as the identity on as many channels as there are, the others uniform. Norms have a bias and no scale.
+
+                            parameters (10 classes)    multiply-adds (32x32)
+    speedrun94                           1,971,352                        118.1 M
+    speedrun96                           9,915,416                        452.0 M
+
+The 288 numbers of the whitening are not among the parameters.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cifar_jax.layers import BatchNorm, Convolution, activation, convolution, max_pool
+
+Array = jax.Array
+
+
+def patches(images: Array) -> Array:
+    """Every 2x2 patch of images [N, H, W, C], row by row: [N * (H - 1) * (W - 1), 4 C]."""
+    _, height, width, channels = images.shape
+    corners = [images[:, i : height - 1 + i, j : width - 1 + j] for i in (0, 1) for j in (0, 1)]
+    return jnp.concatenate(corners, -1).reshape(-1, 4 * channels)
+
+
+def whitening_filters(images: Array) -> Array:
+    """The filters that whiten the 2x2 patches of images float32 [N, H, W, C], normalised: [2, 2, C, 8 C].
+
+    Eigenvectors of the patches' covariance, largest first, each over the root of its eigenvalue; then their negatives.
+    """
+    pixels = patches(images)
+    pixels -= pixels.mean(0)
+    covariance = jnp.matmul(pixels.T, pixels, precision="highest") / len(pixels)
+    eigenvalues, eigenvectors = jnp.linalg.eigh(covariance)
+    whitening = (eigenvectors / jnp.sqrt(eigenvalues + 5e-4))[:, ::-1]
+    return both_signs(whitening, images.shape[-1])
+
+
+def both_signs(columns: Array, channels: int) -> Array:
+    """[4 C, 4 C], a filter a column, -> [2, 2, C, 8 C]: each filter, then the negative of each."""
+    return jnp.concatenate([columns, -columns], 1).reshape(2, 2, channels, 8 * channels)
+
+
+def rotation(key: Array, channels: int) -> Array:
+    """Filters [2, 2, C, 8 C] for images that were never seen."""
+    return both_signs(nn.initializers.orthogonal()(key, (4 * channels, 4 * channels)), channels)
+
+
+def uniform(bound: float) -> Any:
+    """An initialiser: uniform in -bound..bound."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def dirac(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Kernel [h, w, C, O]: the first C filters pass their channel on, the others are uniform (1 / sqrt(fan in))."""
+    h, w, channels, features = shape
+    kernel = uniform((h * w * channels) ** -0.5)(key, shape, dtype)
+    identity = jnp.zeros((h, w, channels, channels), dtype).at[h // 2, w // 2].set(jnp.eye(channels, dtype=dtype))
+    return kernel.at[..., :channels].set(identity[..., :features])
+
+
+class Group(nn.Module):
+    """`depth` convolutions 3x3, max-pooling behind the first; a third one is residual."""
+
+    features: int
+    depth: int
+    activation: str
+    momentum: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        activate = activation(self.activation)
+        conv = partial(Convolution, self.features, use_bias=False, dtype=self.dtype, kernel_init=dirac)
+        norm = partial(BatchNorm, not train, momentum=self.momentum, epsilon=1e-12, use_scale=False, dtype=self.dtype)
+        x = conv()(x)
+        x = max_pool(x, (min(2, x.shape[1]), min(2, x.shape[2])))  # images below 16x16 come down to one pixel early
+        x = first = activate(norm()(x))
+        x = norm()(conv()(x))
+        if self.depth == 3:
+            x = norm()(conv()(activate(x))) + first
+        return activate(x)
+
+
+class Speedrun(nn.Module):
+    num_classes: int
+    widths: tuple[int, ...] = (64, 256, 256)  # channels of each group
+    depth: int = 2  # convolutions in each group: 2, or 3 with the third residual
+    momentum: float = 0.6  # share of the running statistics that each batch keeps
+    head_std: float = 1.0  # of the head's initial weights, uniform; 0 is 1 / sqrt(3 fan in)
+    head_scale: float = 1 / 256  # of the logits
+    activation: str = "gelu"  # of the groups; the one behind the whitening is always GELU
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool) -> Array:
+        channels = images.shape[-1]
+        whitening = self.variable("batch_stats", "whitening", lambda: rotation(self.make_rng("params"), channels))
+        bias = self.param("whitening_bias", uniform((4 * channels) ** -0.5), (8 * channels,))
+        x = convolution(images.astype(self.dtype), whitening.value.astype(self.dtype), padding="VALID")
+        x = jax.nn.gelu(x + bias.astype(self.dtype))
+        for number, features in enumerate(self.widths):
+            group = Group(features, self.depth, self.activation, self.momentum, self.dtype, name=f"group{number + 1}")
+            x = group(x, train)
+        x = max_pool(x, (x.shape[1], x.shape[2]))[:, 0, 0]
+        bound = 3**0.5 * self.head_std if self.head_std else x.shape[-1] ** -0.5
+        head = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, kernel_init=uniform(bound), name="head")
+        return head(x).astype(jnp.float32) * self.head_scale
+
+
+speedrun94 = partial(Speedrun)
+speedrun96 = partial(Speedrun, widths=(128, 384, 512), depth=3, momentum=0.9, head_std=0.0, head_scale=1 / 9)

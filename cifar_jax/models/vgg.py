@@ -1,0 +1,70 @@
+"""VGG (Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015), table 1.
+
+    stage    output     11 (A)      13 (B)      16 (D)      19 (E)
+    1        32 x 32    3x3, 64     2 x         2 x         2 x       max-pool 2x2
+    2        16 x 16    3x3, 128    2 x         2 x         2 x       max-pool 2x2
+    3         8 x  8    2 x 256     2 x         3 x         4 x       max-pool 2x2
+    4         4 x  4    2 x 512     2 x         3 x         4 x       max-pool 2x2
+    5         2 x  2    2 x 512     2 x         3 x         4 x       max-pool 2x2
+    head      1 x  1    dense
+
+The head is one dense layer in place of the paper's three, as is usual at 32x32; it sees the mean of what pixels larger
+images leave. With `batch_norm` one follows each convolution (the paper is older); the biases stay, as in the
+implementations whose counts are quoted. Weights start with variance 2 / fan in: without normalisation, 2 / fan out
+would make the signal 13 times smaller on its way to the head, as the channels grow from 3 to 512.
+
+                            parameters (10 classes)    multiply-adds (32x32)
+    vgg11                                9,225,610                        152.8 M
+    vgg13                                9,410,122                        228.3 M
+    vgg16                               14,719,818                        313.2 M
+    vgg19                               20,029,514                        398.1 M
+    vgg11_bn                             9,231,114                        152.8 M
+    vgg13_bn                             9,416,010                        228.3 M
+    vgg16_bn                            14,728,266                        313.2 M
+    vgg19_bn                            20,040,522                        398.1 M
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cifar_jax.layers import BatchNorm, Convolution, activation, max_pool
+
+
+class VGG(nn.Module):
+    num_classes: int
+    stages: tuple[int, ...] = (2, 2, 3, 3, 3)  # convolutions in each stage; max-pooling follows each
+    width: int = 64  # channels of the first stage; each stage doubles them, up to 8 times
+    batch_norm: bool = True
+    activation: str = "relu"
+    dropout: float = 0.0  # share of the pooled features dropped in training
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        norm = partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+        conv = partial(Convolution, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
+        x = images
+        for stage, convolutions in enumerate(self.stages):
+            for _ in range(convolutions):
+                x = conv(self.width * min(2**stage, 8))(x)
+                if self.batch_norm:
+                    x = norm()(x)
+                x = activation(self.activation)(x)
+            x = max_pool(x, padding="SAME")  # a single pixel stays one: images may be smaller than 32x32
+        x = x.mean((1, 2), dtype=jnp.float32)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes)(x)
+
+
+vgg11 = partial(VGG, stages=(1, 1, 2, 2, 2), batch_norm=False)
+vgg13 = partial(VGG, stages=(2, 2, 2, 2, 2), batch_norm=False)
+vgg16 = partial(VGG, stages=(2, 2, 3, 3, 3), batch_norm=False)
+vgg19 = partial(VGG, stages=(2, 2, 4, 4, 4), batch_norm=False)
+vgg11_bn = partial(VGG, stages=(1, 1, 2, 2, 2), batch_norm=True)
+vgg13_bn = partial(VGG, stages=(2, 2, 2, 2, 2), batch_norm=True)
+vgg16_bn = partial(VGG, stages=(2, 2, 3, 3, 3), batch_norm=True)
+vgg19_bn = partial(VGG, stages=(2, 2, 4, 4, 4), batch_norm=True)

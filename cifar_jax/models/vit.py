@@ -1,0 +1,103 @@
+"""Vision Transformer (Dosovitskiy et al., "An Image Is Worth 16x16 Words", ICLR 2021) of a size for CIFAR-10.
+
+    layer                                                              output (32x32, patch 4)
+    patches, dense; class token; learned position embedding            65 x width
+    [norm, attention with `heads` heads, + input;
+     norm, dense, GELU, dense, + input] x depth                        65 x width
+    norm, class token, dense                                           num_classes
+
+The sizes are those of Lee et al. ("Vision Transformer for Small-Size Datasets", 2021) for CIFAR: width 192, depth 9,
+12 heads, hidden layers twice as wide, patch 4, queries, keys and values without biases; they train with drop_path 0.1.
+
+                            parameters (10 classes)    multiply-adds (32x32)
+    vit                                  2,692,426                        187.7 M
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cifar_jax.layers import Convolution, DropPath, activation, choice, drop_path_rates
+from cifar_jax.recipe import InputError
+
+POOLINGS = {"token": lambda x: x[:, 0], "average": lambda x: x.mean(1, dtype=jnp.float32)}
+
+dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform())
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over x [B, tokens, width]; the softmax is taken in float32."""
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, tokens, width = x.shape
+        queries, keys, values = (
+            dense(width, use_bias=False, dtype=self.dtype, name=name)(x).reshape(batch, tokens, self.heads, -1)
+            for name in ("queries", "keys", "values")
+        )
+        x = jax.nn.dot_product_attention(queries, keys, values)
+        return dense(width, dtype=self.dtype, name="out")(x.reshape(batch, tokens, width))
+
+
+class EncoderBlock(nn.Module):
+    """Attention, then a hidden layer, each behind a norm and beside the identity (figure 1, right)."""
+
+    heads: int
+    expansion: int
+    activation: str
+    dropout: float
+    drop_path: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        drop = partial(nn.Dropout, self.dropout, deterministic=not train)
+        y = Attention(self.heads, self.dtype)(norm()(x))
+        x += DropPath(self.drop_path)(drop()(y), train)
+        y = activation(self.activation)(dense(self.expansion * x.shape[-1], dtype=self.dtype)(norm()(x)))
+        y = dense(x.shape[-1], dtype=self.dtype)(drop()(y))
+        return x + DropPath(self.drop_path)(drop()(y), train)
+
+
+class ViT(nn.Module):
+    num_classes: int
+    width: int = 192  # channels of a token
+    depth: int = 9  # blocks
+    heads: int = 12
+    expansion: int = 2  # width of the hidden layers over `width`
+    patch_size: int = 4  # pixels along each side; what is missing at the border counts as zeros
+    pooling: str = "token"  # the class token's output, or the average of the patches' without such a token
+    activation: str = "gelu"
+    dropout: float = 0.0  # share dropped in training after the embedding, the attention and both dense layers
+    drop_path: float = 0.0  # probability that the last block's branches are dropped; it grows linearly up to there
+    remat: bool = False  # compute each block again for its gradient, in place of keeping its activations
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        if self.width % self.heads:
+            raise InputError(f"model.heads={self.heads} does not divide model.width={self.width}; change one of them")
+        pool = choice("pooling", self.pooling, POOLINGS)
+        block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
+        small = nn.initializers.normal(0.02)
+        patch = (self.patch_size, self.patch_size)
+        init = nn.initializers.xavier_uniform()
+        x = Convolution(self.width, patch, patch, dtype=self.dtype, kernel_init=init, name="patches")(images)
+        x = x.reshape(x.shape[0], -1, self.width)
+        if self.pooling == "token":
+            token = self.param("token", small, (1, 1, self.width)).astype(self.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], 1)
+        x += self.param("positions", small, (1, *x.shape[1:])).astype(self.dtype)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        for number, rate in enumerate(drop_path_rates(self.drop_path, self.depth)):
+            settings = self.heads, self.expansion, self.activation, self.dropout, rate, self.dtype
+            x = block(*settings, name=f"block{number + 1}")(x, train)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="last_norm")(x)
+        return nn.Dense(self.num_classes)(pool(x).astype(jnp.float32))
