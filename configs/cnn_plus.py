@@ -1,6 +1,8 @@
 """configs/cnn.py's network and epochs with what usually helps: flip and crop, Adam, a one-cycle schedule, dropout.
 
 python launch.py train --config=configs/cnn_plus.py --workdir=runs/cnn_plus
+
+Not measured yet.
 """
 
 from ml_collections import ConfigDict
