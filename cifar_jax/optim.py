@@ -170,21 +170,23 @@ OPTIMIZERS: Table = {
 
 
 def grouped(
-    groups: tuple[tuple[str, float, float], ...], make: Callable[[float, float], optax.GradientTransformation]
+    groups: tuple[tuple[Any, ...], ...], make: Callable[[float, float, float], optax.GradientTransformation]
 ) -> optax.GradientTransformation:
-    """make(learning-rate factor, weight-decay factor) for each group (pattern, *factors); a learning rate of 0 freezes.
+    """make(learning-rate factor, weight-decay factor, epochs) for each group (pattern, *those); a learning rate of 0
+    freezes. A group need not name its epochs: then they are 0, which stands for those of the run.
 
     A pattern is a regular expression that matches a parameter's whole path, such as "Convolution_0/kernel".
 
     Raises InputError where a parameter matches no pattern or two, or a pattern no parameter.
     """
     if not groups:
-        return make(1.0, 1.0)
+        return make(1.0, 1.0, 0.0)
     for group in groups:
-        if not (isinstance(group, tuple) and [type(part) for part in group[:1]] == [str] and len(group) == 3):
-            raise InputError(f"groups holds {group!r}; a group is (pattern, learning-rate factor, weight-decay factor)")
-        if not all(isinstance(factor, int | float) and factor >= 0 for factor in group[1:]):
-            raise InputError(f"groups holds {group!r}; its factors must be numbers of at least 0")
+        if not (isinstance(group, tuple) and [type(part) for part in group[:1]] == [str] and len(group) in (3, 4)):
+            form = "(pattern, learning-rate factor, weight-decay factor) or the same and epochs"
+            raise InputError(f"groups holds {group!r}; a group is {form}")
+        if not all(isinstance(number, int | float) and number >= 0 for number in group[1:]):
+            raise InputError(f"groups holds {group!r}; its factors and epochs must be numbers of at least 0")
         try:
             re.compile(group[0])
         except re.error as error:
@@ -207,8 +209,10 @@ def grouped(
             raise InputError(f"groups: parameter '{path}' matches {len(fitting)} of {patterns}; it must match one")
         return fitting[0]
 
-    frozen = lambda rate, decay: make(rate, decay) if rate else optax.set_to_zero()
-    return optax.partition({str(n): frozen(rate, decay) for n, (_, rate, decay) in enumerate(groups)}, labels)
+    def own(rate: float, decay: float, epochs: float = 0.0) -> optax.GradientTransformation:
+        return make(rate, decay, epochs) if rate else optax.set_to_zero()
+
+    return optax.partition({str(number): own(*rest) for number, (_, *rest) in enumerate(groups)}, labels)
 
 
 def _warm(epoch: Any, warmup_epochs: float) -> Any:

@@ -179,6 +179,12 @@ def _resolve(recipe: ConfigDict, training: datalib.Split) -> ConfigDict:
     )
 
 
+def _first(recipe: Any, numbers: Any, images: Any) -> train.TrainState:
+    """The state before the first step on the training images."""
+    recipe = override(recipe, numbers)
+    return train.prepare(recipe, train.init(recipe), images)
+
+
 def _chunk(
     recipe: Any, epochs: int, placement: Any, numbers: Any, state: Any, train_set: Any, validation_set: Any
 ) -> Any:
@@ -215,7 +221,7 @@ def _train(
     train_set = put(kept if len(held) else slice(None))
     validation_set = put(held) if len(held) else None
     numbers = {field: jnp.asarray(_field(recipe, field)) for field in NUMBERS}
-    state = placement.put(jit(lambda numbers: train.init(override(recipe, numbers)))(numbers))
+    state = placement.put(jit(functools.partial(_first, recipe))(numbers, train_set[0]))
     history: list[dict[str, Any]] = []
     best: Any = None  # the state with the best score, where early stopping may return to it
     log = MetricsFile(workdir / "metrics.jsonl") if workdir else None

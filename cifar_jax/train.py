@@ -45,12 +45,13 @@ def model(recipe: Recipe) -> nn.Module:
     return build(MODELS, recipe.model, "model", num_classes=classes, dtype=dtype)
 
 
-def optimizer(recipe: Recipe, rate: Array | float) -> optax.GradientTransformation:
-    """The gradient transformation of one step, whose learning rate is `rate`."""
+def optimizer(recipe: Recipe, step: Array | int) -> optax.GradientTransformation:
+    """The gradient transformation of optimiser step `step`, with the learning rate of that step."""
     section = recipe.optimizer
 
-    def make(rate_factor: float, decay_factor: float) -> optax.GradientTransformation:
-        changes: dict[str, Any] = {"optimizer.learning_rate": jnp.asarray(rate) * rate_factor}
+    def make(rate_factor: float, decay_factor: float, epochs: float) -> optax.GradientTransformation:
+        rate = learning_rate(recipe, step, epochs)
+        changes: dict[str, Any] = {"optimizer.learning_rate": rate * rate_factor}
         if decay_factor != 1:
             default = parameters(OPTIMIZERS[section.name])["weight_decay"] if section.name in OPTIMIZERS else 0.0
             decay = section.weight_decay if "weight_decay" in section else default
@@ -72,10 +73,15 @@ def steps_per_epoch(recipe: Recipe) -> int:
     return recipe.data.train_count // recipe.batch_size
 
 
-def learning_rate(recipe: Recipe, step: Array) -> Array:
-    """optimizer.learning_rate times the schedule's factor before optimiser step `step`."""
+def learning_rate(recipe: Recipe, step: Array | int, epochs: float = 0.0) -> Array:
+    """optimizer.learning_rate times the schedule's factor before optimiser step `step`.
+
+    With `epochs` the schedule is that of a run of so many, and the rate is 0 after them.
+    """
     epoch = jnp.asarray(step, jnp.float32) / steps_per_epoch(recipe)
-    factor = build(SCHEDULES, recipe.schedule, "schedule", epoch=epoch, epochs=float(recipe.epochs))
+    factor = build(SCHEDULES, recipe.schedule, "schedule", epoch=epoch, epochs=float(epochs or recipe.epochs))
+    if epochs:
+        factor = jnp.where(epoch < epochs, factor, 0.0)
     return jnp.asarray(recipe.optimizer.learning_rate * factor, jnp.float32)
 
 
@@ -118,6 +124,9 @@ def check(recipe: Recipe) -> None:
     if recipe.average.start_epoch > recipe.epochs:
         late = recipe.average.start_epoch
         raise InputError(f"average.start_epoch={late} is after the last of {recipe.epochs} epochs")
+    if recipe.batch_size % recipe.gradient_accumulation:
+        parts = recipe.gradient_accumulation
+        raise InputError(f"batch_size={recipe.batch_size} does not divide into gradient_accumulation={parts} parts")
     views(recipe.evaluation.views)
     images = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.data.image_shape), jnp.uint8)
     labels = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
@@ -136,6 +145,7 @@ RANGES = [  # field, least, most
     ("epochs", 1, float("inf")),
     ("batch_size", 1, float("inf")),
     ("chunk_epochs", 1, float("inf")),
+    ("gradient_accumulation", 1, float("inf")),
     ("data.validation", 0, float("inf")),
     ("data.seed", 0, 2**32 - 1),
     ("optimizer.learning_rate", 0, float("inf")),
@@ -194,9 +204,22 @@ def init(recipe: Recipe) -> TrainState:
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer(recipe, 0.0).init(params),
+        opt_state=optimizer(recipe, 0).init(params),
         average={"params": params, "batch_stats": batch_stats} if keeps_average(recipe) else {},
     )
+
+
+def prepare(recipe: Recipe, state: TrainState, images: Array) -> TrainState:
+    """The first state with what the model takes from the training images, uint8 [N, H, W, C], before the first step.
+
+    That is up to the model: one with a method `prepare(batch_stats, images)`, on normalised images, is asked.
+    """
+    module = model(recipe)
+    if not hasattr(module, "prepare"):
+        return state
+    batch_stats = module.prepare(state.batch_stats, lambda count: normalise(recipe, images[:count] / 255))
+    average = {**state.average, "batch_stats": batch_stats} if state.average else {}
+    return state.replace(batch_stats=batch_stats, average=average)
 
 
 def train_step(
@@ -214,20 +237,13 @@ def train_step(
     inputs, targets = augment(recipe.augment, augment_key, inputs, targets, mean=recipe.data.mean, **given)
     inputs = normalise(recipe, inputs)
 
-    def mean_loss(params):
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        rngs = {"dropout": dropout_key}
-        logits, updated = model(recipe).apply(variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs)
-        losses = build(LOSSES, recipe.loss, "loss", logits=logits, targets=targets)
-        return losses.mean(), (logits, updated.get("batch_stats", {}))
-
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    where = state.batch_stats, inputs, targets, dropout_key
+    loss, gradients, logits, batch_stats = loss_and_gradients(recipe, state.params, *where)
     if recipe.sam.rho:  # Foret et al. 2021: the gradient where the loss is about highest within rho of the weights
         scale = recipe.sam.rho / jnp.maximum(optax.tree.norm(gradients), 1e-12)
         worst = jax.tree.map(lambda weight, gradient: weight + scale * gradient, state.params, gradients)
-        gradients = jax.grad(mean_loss, has_aux=True)(worst)[0]
-    rate = learning_rate(recipe, state.step)
-    updates, opt_state = optimizer(recipe, rate).update(gradients, state.opt_state, state.params)
+        gradients = loss_and_gradients(recipe, worst, *where)[1]
+    updates, opt_state = optimizer(recipe, state.step).update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average, latest = state.average, {"params": params, "batch_stats": batch_stats}
     if recipe.average.decay:
@@ -238,9 +254,45 @@ def train_step(
         "loss_sum": loss * len(labels),
         "correct": jnp.sum(logits.argmax(-1) == labels),
         "count": jnp.int32(len(labels)),
-        "learning_rate": rate,
+        "learning_rate": learning_rate(recipe, state.step),
     }
     return TrainState(state.step + 1, latest["params"], latest["batch_stats"], opt_state, average), sums
+
+
+def loss_and_gradients(
+    recipe: Recipe, params: Any, batch_stats: Any, inputs: Array, targets: Array, dropout_key: Array
+) -> tuple[Array, Any, Array, Any]:
+    """The mean loss of inputs float32 [B, H, W, C] with targets [B, classes], its gradients, logits, batch_stats.
+
+    The batch is taken in `gradient_accumulation` parts, one after another, and each is normalised by its own batch
+    statistics. A part is not a run of neighbours but spread over the batch, and so over the devices.
+    """
+
+    def mean_loss(params, batch_stats, part):
+        inputs, targets, number = part
+        variables = {"params": params, "batch_stats": batch_stats}
+        rngs = {"dropout": jax.random.fold_in(dropout_key, number)}
+        logits, updated = model(recipe).apply(variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs)
+        losses = build(LOSSES, recipe.loss, "loss", logits=logits, targets=targets)
+        return losses.mean(), (logits, updated.get("batch_stats", {}))
+
+    both = jax.value_and_grad(mean_loss, has_aux=True)
+    parts = recipe.gradient_accumulation
+    if parts == 1:
+        (loss, (logits, batch_stats)), gradients = both(params, batch_stats, (inputs, targets, 0))
+        return loss, gradients, logits, batch_stats
+
+    def body(carry, part):
+        total, batch_stats = carry
+        (loss, (logits, batch_stats)), gradients = both(params, batch_stats, part)
+        return (jax.tree.map(lambda old, new: old + new / parts, total, (loss, gradients)), batch_stats), logits
+
+    split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+    start = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params)), batch_stats
+    ((loss, gradients), batch_stats), logits = jax.lax.scan(
+        body, start, (split(inputs), split(targets), jnp.arange(parts))
+    )
+    return loss, gradients, logits.swapaxes(0, 1).reshape(targets.shape), batch_stats
 
 
 def lookahead(recipe: Recipe, step: Array, fast: Any, slow: Any) -> tuple[Any, Any]:

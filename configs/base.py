@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
             "seed": 0,  # initial weights, order, augmentation, dropout
             "epochs": 30,  # passes over the training set
             "batch_size": 128,  # images a step, over all devices
+            "gradient_accumulation": 1,  # parts that a batch is taken in, one after another, for less memory at a time
             "dtype": "auto",  # of activations: float32, bfloat16, float16; auto is bfloat16 but for the CPU's float32
             "init_from": "",  # workdir of another run whose weights to start from; "" starts afresh
             "chunk_epochs": 1,  # epochs compiled as one program, the host only looking on in between
@@ -35,7 +36,8 @@ def get_config() -> ConfigDict:
                 "weight_decay": 5e-4,
             },
             # Parts of the model with rates of their own: ("pattern", learning-rate factor, weight-decay factor). The
-            # pattern is a regular expression for whole paths such as "Dense_0/kernel"; each must match exactly one.
+            # pattern is a regular expression for whole paths such as "Dense_0/kernel"; each must match exactly one. A
+            # fourth entry is the group's epochs: its schedule ends there and it is frozen from then on.
             "groups": (),  # () is one group of everything; a learning-rate factor of 0 freezes
             "schedule": {"name": "cosine"},  # all lengths in epochs
             "gradient_clip_norm": 0.0,  # largest global norm of the gradients; 0 does not clip

@@ -11,7 +11,7 @@ import pytest
 
 from cifar_jax import train
 from cifar_jax.optim import DECAYED, OPTIMIZERS, SCHEDULES, orthogonal
-from cifar_jax.recipe import InputError, build, freeze, from_json, to_json
+from cifar_jax.recipe import InputError, build, freeze, from_json, override, to_json
 from tests import made
 
 RATES = (0.1, 0.03, 0.2)  # another in each step: the optimiser is rebuilt with it
@@ -149,14 +149,20 @@ def test_every_optimiser_is_tested():
     assert {section["name"] for section, _, _ in CASES} == set(OPTIMIZERS)
 
 
+def at(rate, recipe):
+    """The recipe's transformation at that learning rate."""
+    changes = {"optimizer.learning_rate": rate, "schedule": {"name": "constant"}}
+    return train.optimizer(override(recipe, changes), 0)
+
+
 @pytest.mark.parametrize(("section", "formula", "decayed"), CASES)
 def test_optimiser_follows_its_formula(section, formula, decayed):
     recipe = made.recipe(optimizer={**section, "learning_rate": 1.0})
     gradients = [tree(seed) for seed in (1, 2, 3)]
     params = jax.tree.map(jnp.float32, tree(0))
-    state = train.optimizer(recipe, 0.0).init(params)
+    state = at(0.0, recipe).init(params)
     for gradient, rate in zip(gradients, RATES, strict=True):
-        updates, state = train.optimizer(recipe, rate).update(jax.tree.map(jnp.float32, gradient), state, params)
+        updates, state = at(rate, recipe).update(jax.tree.map(jnp.float32, gradient), state, params)
         params = optax.apply_updates(params, updates)
     expected = jax.tree.map(
         lambda *leaves: formula(*leaves[:2], leaves[2:]), tree(0), decayed_share(decayed), *gradients
@@ -216,10 +222,10 @@ OPTIMIZER = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "weight_decay
 def run_groups(groups, optimizer=OPTIMIZER, factor=1.0):
     recipe = made.recipe(optimizer=optimizer, groups=groups)
     params = jax.tree.map(jnp.float32, tree(0))
-    state = train.optimizer(recipe, 0.0).init(params)
+    state = at(0.0, recipe).init(params)
     for seed, rate in zip((1, 2, 3), RATES, strict=True):
         gradients = jax.tree.map(jnp.float32, tree(seed))
-        updates, state = train.optimizer(recipe, factor * rate).update(gradients, state, params)
+        updates, state = at(factor * rate, recipe).update(gradients, state, params)
         params = optax.apply_updates(params, updates)
     return params
 
@@ -263,10 +269,15 @@ def test_a_function_of_the_callers_takes_groups_of_rates():
             ((".*", 1.0, 1.0), ("Cnov.*", 1.0, 0.0)),
             "pattern 'Cnov.*' matches no parameter; there are Convolution_0/bias",
         ),
-        ((("Dense_.*", 1.0),), "a group is (pattern, learning-rate factor, weight-decay factor)"),
+        (
+            (("Dense_.*", 1.0),),
+            "a group is (pattern, learning-rate factor, weight-decay factor) or the same and epochs",
+        ),
+        (((".*", 1.0, 1.0, 2.0, 3.0),), "a group is (pattern, learning-rate factor, weight-decay factor) or the same"),
         (("Dense_.*", 1.0, 1.0), "groups holds 'Dense_.*'; a group is"),
         ((("(", 1.0, 1.0),), "the pattern '(', which is no regular expression"),
-        (((".*", -1.0, 1.0),), "its factors must be numbers of at least 0"),
+        (((".*", -1.0, 1.0),), "its factors and epochs must be numbers of at least 0"),
+        (((".*", 1.0, 1.0, -3),), "its factors and epochs must be numbers of at least 0"),
     ],
 )
 def test_groups_must_cover_every_parameter_just_once(groups, answer):
@@ -284,6 +295,26 @@ def test_groups_come_back_from_json_and_train():
     train.check(back)
 
 
+def test_a_group_with_epochs_of_its_own_ends_its_schedule_there_and_freezes():
+    """4 epochs of 4 steps: the biases' schedule is that of a run of one and a half."""
+    groups = (("Dense_.*/kernel|Convolution.*", 1.0, 1.0), ("Dense_.*/bias", 2.0, 1.0, 1.5))
+    recipe = made.recipe(groups=groups, schedule={"name": "linear"}, optimizer={"name": "sgd", "learning_rate": 0.5})
+    params = made.init(recipe).params
+    ones = jax.tree.map(jnp.ones_like, params)
+    for step, short in enumerate([1 - step / 6 for step in range(6)] + [0.0] * 4):
+        transformation = train.optimizer(recipe, step)
+        updates, _ = transformation.update(ones, train.optimizer(recipe, 0).init(params), params)
+        np.testing.assert_allclose(updates["Dense_0"]["bias"], -short, atol=1e-6)
+        np.testing.assert_allclose(updates["Dense_0"]["kernel"], -0.5 * (1 - step / 16), rtol=1e-6)
+
+
+def test_a_group_is_frozen_after_its_epochs_whatever_the_schedule():
+    groups = (("Dense_.*", 1.0, 1.0, 1), ("Convolution.*", 1.0, 1.0))
+    recipe = made.recipe(groups=groups, schedule={"name": "constant"})
+    rates = [float(train.learning_rate(recipe, step, 1)) for step in (0, 3, 4, 9)]
+    assert rates == pytest.approx([0.02, 0.02, 0, 0])
+
+
 def global_norm(params):
     return math.sqrt(sum(np.sum(np.float64(leaf) ** 2) for leaf in jax.tree.leaves(params)))
 
@@ -293,7 +324,7 @@ def test_gradients_are_clipped_to_the_global_norm_before_anything_else(share):
     params, gradients = jax.tree.map(jnp.float32, tree(0)), jax.tree.map(jnp.float32, tree(1))
     norm = global_norm(gradients)
     optimizer = {"name": "sgd", "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.5, "decayed": "all"}
-    transformation = train.optimizer(made.recipe(optimizer=optimizer, gradient_clip_norm=share * norm), 0.1)
+    transformation = at(0.1, made.recipe(optimizer=optimizer, gradient_clip_norm=share * norm))
     updates, _ = transformation.update(gradients, transformation.init(params), params)
     expected = jax.tree.map(lambda w, g: -0.1 * (min(share, 1) * g + 0.5 * w), params, gradients)
     jax.tree.map(lambda actual, leaf: np.testing.assert_allclose(actual, leaf, rtol=1e-5, atol=1e-6), updates, expected)

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import train
+from cifar_jax import optim, train
+from cifar_jax.data import hold_out
 from cifar_jax.devices import jit
 from cifar_jax.models import MODELS, speedrun
+from cifar_jax.recipe import override
+from cifar_jax.run import fit, load_recipe
 from tests import made
 
 TINY = {"name": "speedrun94", "widths": (4, 8)}
@@ -36,9 +39,8 @@ def test_whitening_is_that_of_numpy_in_float64(channels):
     half = 4 * channels
     columns = filters.reshape(half, 2 * half)
     np.testing.assert_array_equal(columns[:, half:], -columns[:, :half])
-    # An eigenvector may come with either sign.
-    signs = np.sign((columns[:, :half] * expected).sum(0))
-    np.testing.assert_allclose(columns[:, :half] * signs, expected, atol=1e-4 * np.abs(expected).max())
+    expected *= np.sign(expected[np.abs(expected).argmax(0), np.arange(half)])
+    np.testing.assert_allclose(columns[:, :half], expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_whitened_patches_are_uncorrelated_and_of_variance_one():
@@ -93,3 +95,44 @@ def test_given_filters_are_used():
     filters = {"whitening": speedrun.whitening_filters(images)}
     given = {"params": state.params, "batch_stats": state.batch_stats | filters}
     assert np.abs(apply(variables) - apply(given)).max() > 1e-5
+
+
+@pytest.mark.parametrize("changes", [{}, {"average.decay": 0.9}], ids=str)
+def test_a_run_starts_from_the_whitening_of_its_training_images(changes):
+    """Of those that it trains on, before the first step; with an average of the weights, there too."""
+    data = {"train": made.split(40), "test": made.split(8, seed=1)}
+    model = {**TINY, "whitening_images": 24}
+    groups = ((".*", 0.0, 1.0),)  # nothing learns
+    recipe = made.recipe({"data.validation": 8, "epochs": 1, "groups": groups, **changes}, model=model)
+    run = fit(recipe, data=data, progress=False)
+    kept, _ = hold_out(data["train"].labels, 8, 0)
+    images = train.normalise(recipe, data["train"].images[kept][:24] / np.float32(255))
+    expected = jit(speedrun.whitening_filters)(images)
+    for batch_stats in (run.state.batch_stats, run.state.average.get("batch_stats", run.state.batch_stats)):
+        np.testing.assert_allclose(batch_stats["whitening"], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_recipe_has_the_rates_of_the_peer():
+    """SPEEDRUN.md's numbers for a summed loss, against one step of ours on the mean: 200 steps of 2000 images."""
+    recipe = load_recipe("configs/speedrun94.py", {"model.widths": (4, 8), "data.num_classes": 10})
+    recipe = override(recipe, {"data.image_shape": (8, 8, 3), "data.train_count": 50_000, "dtype": "float32"})
+    assert train.steps_per_epoch(recipe) * recipe.epochs == 200
+    params = train.init(recipe).params
+    gradients = jax.tree.map(lambda w: jnp.full_like(w, 1e-3), params)  # of the mean; of the sum 2000 times as much
+    for step, bias_rate, rate in ((0, 0.053, 1.0), (50, 0.053 / 3, 0.75), (75, 0.0, 0.625), (150, 0.0, 0.25)):
+        transformation = train.optimizer(recipe, step)
+        updates, _ = transformation.update(gradients, transformation.init(params), params)
+
+        def by_sgd(weight, learning_rate, peak):
+            gradient = 2.0 + 0.004 / peak * np.float64(weight)
+            return -learning_rate * (gradient + 0.85 * gradient)
+
+        close = lambda found, expected: np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+        close(updates["whitening_bias"], by_sgd(params["whitening_bias"], bias_rate, 0.053))
+        norm = lambda tree: tree["group1"]["BatchNorm_0"]["bias"]
+        close(norm(updates), by_sgd(norm(params), 0.053 * rate, 0.053))
+        close(updates["head"]["kernel"], by_sgd(params["head"]["kernel"], 0.67 * rate, 0.67))
+        kernel, update = (tree["group1"]["Convolution_0"]["kernel"] for tree in (params, updates))
+        normed = np.float64(kernel) * 2 / np.linalg.norm(kernel)  # the root of 4 filters
+        direction = optim.orthogonal(jnp.full_like(kernel, 1.6e-3))
+        np.testing.assert_allclose(kernel + update, normed - 0.24 * rate * np.float64(direction), atol=1e-5)

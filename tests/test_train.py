@@ -341,3 +341,48 @@ def test_check_lets_a_good_recipe_pass_and_functions_too():
     train.check(made.recipe(EVERYTHING))
     train.check(recording(augment=lambda key, images, targets: (images, targets)))
     train.check(made.recipe({"early_stopping.patience": 2, "data.validation": 4}))
+
+
+def accumulated(parts, changes, rate=0.02):
+    recipe = made.recipe({"gradient_accumulation": parts, "optimizer.learning_rate": rate, **changes})
+    state, data = made.init(recipe), made.split()
+    return recipe, *made.step(recipe)(state, data.images[:8], data.labels[:8])
+
+
+@pytest.mark.parametrize("changes", [{}, {"sam.rho": 0.5}], ids=str)
+def test_gradient_accumulation_changes_nothing_but_the_order_of_sums(changes):
+    smooth = {"loss.label_smoothing": 0.1, "model.activation": "gelu", **changes}
+    _, whole, whole_sums = accumulated(1, smooth)
+    for parts in (2, 8):
+        _, state, sums = accumulated(parts, smooth)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, whole.params)
+        assert sums["correct"] == whole_sums["correct"]
+        assert float(sums["loss_sum"]) == pytest.approx(float(whole_sums["loss_sum"]), rel=1e-5)
+
+
+def test_each_part_of_a_batch_is_normalised_by_its_own_statistics():
+    model = {"name": "convnet", "widths": (4,), "convolutions": 1, "dropout": 0.0}
+    recipe, state, _ = accumulated(2, {"model": model})
+    first, data = made.init(recipe), made.split()
+    one = made.recipe({"model": model, "batch_size": 4})
+    batch_stats = first.batch_stats
+    for part in (slice(0, 8, 2), slice(1, 8, 2)):
+        step = made.step(one)(first.replace(batch_stats=batch_stats), data.images[part], data.labels[part])
+        batch_stats = step[0].batch_stats
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.batch_stats, batch_stats)
+
+
+def test_each_part_of_a_batch_has_dropout_of_its_own():
+    """Two parts of the same images, and no other randomness: their losses differ."""
+    recipe = made.recipe({"model.dropout": 0.5, "gradient_accumulation": 2})
+    state, data = made.init(recipe), made.split()
+    images, labels = data.images[:4].repeat(2, 0), data.labels[:4].repeat(2, 0)
+    targets = np.eye(4, dtype=np.float32)[labels]
+    inputs = train.normalise(recipe, images / np.float32(255))
+    logits = train.loss_and_gradients(recipe, state.params, {}, inputs, targets, jax.random.key(0))[2]
+    assert np.any(logits[::2] != logits[1::2])
+
+
+def test_a_batch_must_divide_into_its_parts():
+    with pytest.raises(InputError, match="batch_size=8 does not divide into gradient_accumulation=3 parts"):
+        train.check(made.recipe(gradient_accumulation=3))

@@ -13,8 +13,8 @@
 
 The first convolution whitens: `whitening_filters` makes it from training images. It is a statistic of the data and no
 parameter, and so stands in `batch_stats` beside the running averages, where no optimiser, weight decay or gradient
-reaches it; until a recipe puts such filters there, it is a random rotation of the 2x2 patches and its negative. The 3x3
-convolutions start as the identity on as many channels as there are, the others uniform. Norms have a bias and no scale.
+reaches it; until `prepare` is called, it is a random rotation of the 2x2 patches and its negative. The 3x3 convolutions
+start as the identity on as many channels as there are, the others uniform. Norms have a bias and no scale.
 
                             parameters (10 classes)    multiply-adds (32x32)
     speedrun94                           1,971,352                        118.1 M
@@ -23,6 +23,7 @@ convolutions start as the identity on as many channels as there are, the others 
 The 288 numbers of the whitening are not among the parameters.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -46,11 +47,13 @@ def whitening_filters(images: Array) -> Array:
     """The filters that whiten the 2x2 patches of images float32 [N, H, W, C], normalised: [2, 2, C, 8 C].
 
     Eigenvectors of the patches' covariance, largest first, each over the root of its eigenvalue; then their negatives.
+    An eigenvector has no sign of its own: its largest entry is positive, on every device.
     """
     pixels = patches(images)
     pixels -= pixels.mean(0)
     covariance = jnp.matmul(pixels.T, pixels, precision="highest") / len(pixels)
     eigenvalues, eigenvectors = jnp.linalg.eigh(covariance)
+    eigenvectors *= jnp.sign(jnp.take_along_axis(eigenvectors, jnp.abs(eigenvectors).argmax(0)[None], 0))
     whitening = (eigenvectors / jnp.sqrt(eigenvalues + 5e-4))[:, ::-1]
     return both_signs(whitening, images.shape[-1])
 
@@ -109,7 +112,12 @@ class Speedrun(nn.Module):
     head_std: float = 1.0  # of the head's initial weights, uniform; 0 is 1 / sqrt(3 fan in)
     head_scale: float = 1 / 256  # of the logits
     activation: str = "gelu"  # of the groups; the one behind the whitening is always GELU
+    whitening_images: int = 5000  # training images that the whitening is made from
     dtype: Any = jnp.float32
+
+    def prepare(self, batch_stats: Any, images: Callable[[int], Array]) -> Any:
+        """The statistics with the whitening of the training set; images(n) are its first n, normalised."""
+        return {**batch_stats, "whitening": whitening_filters(images(self.whitening_images))}
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
