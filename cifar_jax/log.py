@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -68,11 +69,14 @@ def wait(results: Any, meanwhile: Callable[[], Any] = lambda: None) -> None:
 
 
 class Progress:
-    """A bar that counts epochs and keeps its clock running while the device works."""
+    """A bar that counts epochs and keeps its clock running while the device works; in a file, a line for each chunk."""
 
     def __init__(self, epochs: int, done: int, shown: bool) -> None:
         form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} epochs [{elapsed}<{remaining}{postfix}]"
-        self.bar = tqdm(total=epochs, initial=done, desc="training", bar_format=form, disable=not shown, leave=True)
+        self.in_file = shown and not sys.stderr.isatty()
+        hidden = self.in_file or not shown
+        self.bar = tqdm(total=epochs, initial=done, desc="training", bar_format=form, disable=hidden, leave=True)
+        self.start = time.monotonic()
 
     def wait(self, results: Any) -> None:
         """`wait`, with the bar's clock going on."""
@@ -85,6 +89,12 @@ class Progress:
             shown["validation"] = f"{last['validation_accuracy']:.1%}"
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(len(lines))
+        if self.in_file:
+            elapsed = tqdm.format_interval(time.monotonic() - self.start)
+            figures = ", ".join(f"{name}={value}" for name, value in shown.items())
+            print(
+                f"training: {last['epoch']}/{self.bar.total} epochs [{elapsed}, {figures}]", file=sys.stderr, flush=True
+            )
 
     def close(self) -> None:
         self.bar.close()

@@ -52,10 +52,12 @@ def test_the_quickstart_learns_and_names_the_next_commands(tmp_path, capsys):
     assert "validation accuracy" in capsys.readouterr().out
 
 
-def test_metrics_lines_have_every_field(tmp_path):
+def test_metrics_lines_have_every_field(tmp_path, capsys):
     workdir = tmp_path / "run"
     arguments = ["train", f"--workdir={workdir}", "--config.epochs=2", "--config.model.width=4"]
     assert launch.main(arguments) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training")]
+    assert [line.split()[1] for line in told] == ["1/2", "2/2"]  # in a file: a line an epoch, no bar
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert list(lines[0]) == [
         "epoch",
