@@ -11,7 +11,8 @@ PACKAGE = ROOT / "cifar_jax"
 
 # Imports point up this list only, within a group too: pure <- host <- drivers <- consumers.
 ROOMS = [
-    "recipe", "layers", "models", "policies", "augment", "losses", "optim", "metrics", "train", "evaluation",  # pure
+    "recipe", "layers", "models", "counts", "policies", "augment", "losses", "optim", "metrics",
+    "train", "evaluation",  # pure
     "datasets", "data", "devices", "checkpoint", "log", "workdir",  # host
     "run",  # drivers
 ]  # fmt: skip

@@ -1,16 +1,15 @@
 """One table visits every architecture."""
 
 import functools
-import math
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from cifar_jax import train
+from cifar_jax.counts import counts
 from cifar_jax.devices import jit
 from cifar_jax.losses import cross_entropy
 from cifar_jax.models import MODELS, convnet
@@ -173,34 +172,11 @@ def gradients(name, **fields):
     return jit(lambda variables, images: jax.grad(loss)(variables["params"], variables, images))
 
 
-def multiply_adds(jaxpr):
-    """Of convolutions and matrix products: every output is a sum of so many products."""
-    total = 0
-    for equation in jaxpr.eqns:
-        inputs, size = [value.aval.shape for value in equation.invars], equation.outvars[0].aval.size
-        if equation.primitive.name == "conv_general_dilated":
-            total += size * math.prod(inputs[1][:3])
-        elif equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            total += size * math.prod(inputs[0][axis] for axis in contracted)
-        elif equation.primitive.name == "custom_vjp_call" and calls(equation) == "_depthwise":
-            total += size * math.prod(inputs[1][:2])
-        else:
-            total += sum(multiply_adds(inner) for inner in jaxprs_in_params(equation.params))
-    return total
-
-
-def calls(equation):
-    return equation.params["call_jaxpr"].jaxpr.debug_info.func_name
-
-
 @functools.cache
 def full_size(name):
     """Parameters and multiply-adds of one 32x32 image, without computing anything."""
     model = train.model(made.recipe({"data.num_classes": 10}, model={"name": name}))
-    start = lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
-    jaxpr, (_, variables) = jax.make_jaxpr(start, return_shape=True)()
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"])), multiply_adds(jaxpr.jaxpr)
+    return counts(model)
 
 
 def test_every_model_is_in_the_table():

@@ -10,7 +10,7 @@ from cifar_jax.data import hold_out
 from cifar_jax.devices import jit
 from cifar_jax.models import MODELS, speedrun
 from cifar_jax.recipe import override
-from cifar_jax.run import fit, load_recipe
+from cifar_jax.run import fit, load_recipe, whole_run
 from tests import made
 
 TINY = {"name": "speedrun94", "widths": (4, 8)}
@@ -136,3 +136,16 @@ def test_the_recipe_has_the_rates_of_the_peer():
         normed = np.float64(kernel) * 2 / np.linalg.norm(kernel)  # the root of 4 filters
         direction = optim.orthogonal(jnp.full_like(kernel, 1.6e-3))
         np.testing.assert_allclose(kernel + update, normed - 0.24 * rate * np.float64(direction), atol=1e-5)
+
+
+def test_a_whole_run_as_one_program_is_the_run_of_fit():
+    data = {"train": made.split(24), "test": made.split(12, seed=1)}
+    recipe = made.recipe({"data.validation": 0, "data.train_count": 24, "epochs": 2, "seed": 5}, model=TINY)
+    sets = [(jnp.asarray(split.images), jnp.asarray(split.labels)) for split in (data["train"], data["test"])]
+    state, sums, seen = jit(lambda seed: whole_run(recipe, seed, *sets))(5)
+    run = fit(recipe, data=data, progress=False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.params, run.state.params)
+    assert np.trace(seen["confusion"]) == round(run.evaluation.accuracy * 12)
+    assert sums["loss_sum"].shape == (2, 3)
+    other = jit(lambda seed: whole_run(recipe, seed, *sets))(6)[0]
+    assert np.any(other.params["head"]["kernel"] != state.params["head"]["kernel"])
