@@ -65,8 +65,8 @@ KNOWN = {
     "resnet44": (658_586, 97.17),
     "resnet56": (853_018, 125.49),
     "resnet110": (1_727_962, 252.89),
-    # kuangliu/pytorch-cifar has 11,171,146, without the norms after conv1 and the last block.
-    "preactivation_resnet18": (11_171_146 + 2 * 64 + 2 * 512, 555.4),
+    # kuangliu/pytorch-cifar has 11,171,146, without the norm after the last block.
+    "preactivation_resnet18": (11_171_146 + 2 * 512, 555.4),
     # Zagoruyko & Komodakis: 2.7, 11.0 and 36.5 M; 5.2 G multiply-adds.
     "wide_resnet16_4": (2_748_890, 392.6),
     "wide_resnet16_8": (10_961_370, 1548.1),
