@@ -299,6 +299,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32(name):
     rough, _ = program(name, train=False, dtype="bfloat16")(variables(name), images(), jax.random.key(0))
     error = np.abs(rough - exact).max() / np.abs(exact).max()
     assert 1e-5 < error < 0.04
+    if not name.startswith("speedrun"):  # whose heads the peer too computes in half precision
+        assert np.any(np.asarray(rough) != rough.astype(jnp.bfloat16)), "logits of 8 bits"
     forward = lambda v, x: build(name, dtype="bfloat16").apply(v, x, train=False)
     lines = str(jax.make_jaxpr(forward)(variables(name), images())).splitlines()
     convolutions = [line for line in lines if "= conv_general_dilated" in line]
