@@ -119,8 +119,8 @@ def cutout(key: Array, images: Array, pixels: int, mean: Any = (0.5,)) -> Array:
 def random_erasing(key: Array, images: Array, probability: float) -> Array:
     """Zhong et al. 2020, algorithm 1: replaces a rectangle by noise, an independent number for each value.
 
-    Its area is 0.02..0.4 of the image, its height over its width 0.3..1/0.3; of ten rectangles the first that lies in
-    the image counts, and none is in all but 1 of 1000 images where one is wanted.
+    Its area is 0.02..0.4 of the image, its height over its width 0.3..1/0.3. Of ten rectangles the first that lies in
+    the image counts; an image where none does stays as it is.
     """
     batch, height, width, channels = images.shape
     whether_key, area_key, aspect_key, row_key, column_key, noise_key = jax.random.split(key, 6)

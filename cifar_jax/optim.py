@@ -145,14 +145,15 @@ def orthogonal(
 ) -> jax.Array:
     """Nearly the orthogonal matrix next to filters [h, w, C_in, C_out], taken as the matrix [C_out, h w C_in].
 
-    Newton-Schulz: X <- a X + (b A + c A A) X with A = X X^T, from X of Frobenius norm 1, computed in `dtype`. The
-    coefficients drive singular values fast into about 0.7..1.2, and not to 1.
+    Newton-Schulz: X <- a X + (b A + c A A) X with A = X X^T, from X of Frobenius norm 1, computed in `dtype`; the norm
+    in float32, because float16 has no room for the squares. The coefficients drive singular values fast into about
+    0.7..1.2, and not to 1.
     """
     a, b, c = coefficients
-    matrix = filters.reshape(-1, filters.shape[-1]).astype(dtype)  # its transpose is made as orthogonal as itself
+    matrix = filters.reshape(-1, filters.shape[-1])  # its transpose is made as orthogonal as itself
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    x = x / (jnp.linalg.norm(x) + 1e-7)
+    x = (x / (jnp.linalg.norm(x) + 1e-7)).astype(dtype)
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x

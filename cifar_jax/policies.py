@@ -123,7 +123,8 @@ def _blended(operation: Array, amount: Array, values: Array) -> Array:
     wide = jnp.pad(values, [(0, 0), (1, 1), (1, 1), (0, 0)])
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
     box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
-    inner = jnp.pad(jnp.ones((values.shape[1] - 2, values.shape[2] - 2, 1), bool), [(1, 1), (1, 1), (0, 0)])
+    border = lambda size: jnp.isin(jnp.arange(size), jnp.array([0, size - 1]))
+    inner = ~(border(values.shape[1])[:, None, None] | border(values.shape[2])[:, None])
     smooth = jnp.where(inner, jnp.floor((box + 4 * values) / 13 + 0.5), values)  # Pillow leaves the border
     other = jnp.where(own == NUMBER["color"], jnp.floor(grey(values) + 0.5), smooth)
     blend = jnp.floor(jnp.clip(other + (1 + amount)[:, None, None, None] * (values - other), 0, 255) + 1e-4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from cifar_jax import augment, train
+from cifar_jax import augment, policies, train
 from cifar_jax.augment import AUGMENTATIONS, MIXTURES, VIEWS
 from cifar_jax.policies import OPERATIONS, apply
 from cifar_jax.recipe import InputError
@@ -258,6 +258,15 @@ def test_cutout_fills_one_square_an_image_with_the_mean_of_the_data(pixels):
     assert (changed.sum((1, 2)) == min(pixels, 12) ** 2).any()
 
 
+def test_cutouts_square_stands_about_any_pixel():
+    """So the border is covered by as many squares on one side as on the other: 3 of 12 of 5 pixels, the middle by 5."""
+    after = np.asarray(augment.cutout(KEY, jnp.zeros((4000, 12, 12, 1)), 5, (0.5,)))[..., 0] > 0
+    rows, columns = after.any(2).mean(0), after.any(1).mean(0)
+    expected = np.array([3, 4, 5, 5, 5, 5, 5, 5, 5, 5, 4, 3]) / 12
+    np.testing.assert_allclose(np.stack([rows, columns]), np.stack([expected] * 2), atol=4 * 0.5 / np.sqrt(4000))
+    assert after[:, 0, 0].mean() == pytest.approx(1 / 16, abs=0.02)  # rows and columns are drawn apart
+
+
 def test_random_erasing_replaces_rectangles_of_the_papers_area_and_aspect_by_noise():
     before = jnp.full((600, 32, 32, 3), 0.5)  # no noise is: it is a multiple of 1 / 255
     after = np.asarray(augment.random_erasing(KEY, before, 0.5))
@@ -275,6 +284,12 @@ def test_random_erasing_replaces_rectangles_of_the_papers_area_and_aspect_by_noi
     assert abs(noise.mean() - 0.5) < 0.01
     assert abs(noise.std() - 12**-0.5) < 0.01
     assert len(np.unique(noise)) == 256
+    assert (noise[:, 0] == noise[:, 1]).mean() < 0.02  # a number for each channel
+    ratios = np.array([hole.any(1).sum() / hole.any(0).sum() for hole in changed[erased]])
+    assert ratios.min() < 0.5
+    assert ratios.max() > 2.2
+    for covered in changed[erased].mean((0, 2)), changed[erased].mean((0, 1)):  # anywhere in the image
+        np.testing.assert_allclose(covered, covered[::-1], atol=0.07)
 
 
 def test_mixup_is_the_papers_sum_with_a_share_for_each_image():
@@ -298,7 +313,12 @@ def test_cutmix_pastes_a_rectangle_and_weighs_the_targets_by_its_pixels():
         np.testing.assert_array_equal(hole, hole.any(1)[:, None] & hole.any(0))
         assert mixed[number, number] == pytest.approx(1 - hole.mean(), abs=1e-6)
         assert mixed[number, number - 1] == pytest.approx(hole.mean(), abs=1e-6)
-    assert 0.2 < pasted.mean() < 0.5  # half, less what the border cuts
+    random, expected = np.random.RandomState(0), np.zeros((12, 12))
+    for side in np.sqrt(random.uniform(size=4000)):  # 1 - Beta(1, 1) is uniform
+        inside = np.abs(np.arange(12) - random.randint(0, 12, (2, 1)) + 0.25) <= int(side * 12) / 2
+        expected += inside[0][:, None] & inside[1]
+    assert pasted.mean() == pytest.approx(expected.mean() / 4000, abs=0.04)
+    np.testing.assert_allclose(pasted.mean(0), expected / 4000, atol=4 * 0.5 / np.sqrt(300))
 
 
 @pytest.mark.parametrize("augmentation", ["mixup", "cutmix"])
@@ -378,6 +398,52 @@ def test_the_policies_draw_every_operation():
         expected = pillow(name, 0, textured(1)[0])
         same = (np.abs(np.rint(seen * 255) - expected).max((1, 2, 3)) <= 1).mean()
         assert abs(same - 1 / 14) < 4 * np.sqrt(1 / 14 * 13 / 14 / 2000) + 0.01
+
+
+def writes_down(operation, amount, images, mean):
+    """In place of `apply`: shifts the operation and its amount into the images, which are [B, 1, W, 1]."""
+    return jnp.concatenate([images[:, :, 2:], jnp.stack([operation, amount], 1)[:, None, :, None]], 2)
+
+
+def assert_drawn_evenly(numbers, kinds):
+    counts = np.bincount(np.asarray(numbers).astype(int), minlength=kinds)
+    assert len(counts) == kinds
+    assert np.abs(counts / len(numbers) - 1 / kinds).max() < 4 * np.sqrt(1 / kinds / len(numbers))
+
+
+def test_randaugment_takes_two_operations_an_image_of_its_magnitude_and_either_sign(monkeypatch):
+    monkeypatch.setattr(policies, "apply", writes_down)
+    first, one, second, two = np.asarray(policies.randaugment(KEY, jnp.zeros((8000, 1, 4, 1)), 3.0))[:, 0, :, 0].T
+    assert_drawn_evenly(14 * first + second, 14 * 14)
+    for operation, amount in ((first, one), (second, two)):
+        for number, (name, largest, _, signed) in enumerate(OPERATIONS):
+            drawn, counts = np.unique(amount[operation == number], return_counts=True)
+            expected = [-0.3 * largest, 0.3 * largest] if signed else [0.3 * largest]
+            np.testing.assert_allclose(drawn, expected, rtol=1e-6, err_msg=name)
+            assert counts.min() > 0.4 * counts.sum()
+
+
+def test_trivial_augment_takes_one_operation_an_image_of_any_magnitude(monkeypatch):
+    monkeypatch.setattr(policies, "apply", writes_down)
+    drawn = policies.trivial_augment(KEY, jnp.zeros((20000, 1, 4, 1)), 0.5)
+    none, nothing, operation, amount = np.asarray(drawn)[:, 0, :, 0].T
+    assert not none.any()
+    assert not nothing.any()
+    assert_drawn_evenly(operation, 14)
+    for number, (name, _, largest, signed) in enumerate(OPERATIONS):
+        own = amount[operation == number]
+        if largest:
+            assert_drawn_evenly(np.rint(np.abs(own) / (0.5 * largest) * 30), 31)
+        assert (own < 0).mean() == pytest.approx(15 / 31 if signed else 0, abs=0.06), name
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5)])
+@pytest.mark.parametrize(("name", "strength"), [case for case in CASES if case[1] == max(STRENGTHS[case[0]])])
+def test_images_of_a_single_row_or_column_pass(name, strength, size):
+    seen, targets = run(name, strength, images(16, *size))
+    assert seen.shape == (16, *size, 3)
+    assert np.isfinite(seen).all()
+    assert np.isfinite(targets).all()
 
 
 def numpy_views(batch):

@@ -83,11 +83,21 @@ def test_focal_and_its_gradient_are_finite_where_the_model_is_sure(gamma):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("weights", [(1.0, 2.0, 3.0), (1.0, -1.0, 1.0, 1.0)])
+@pytest.mark.parametrize(
+    "weights", [(1.0, 2.0, 3.0), (1.0, -1.0, 1.0, 1.0), (1, 1, float("inf"), 1), (float("nan"),) * 4]
+)
 def test_class_weights_must_be_one_for_each_class(name, weights):
     with pytest.raises(InputError, match=r"'loss\.class_weights' is .* each of the 4 classes"):
         train.check(made.recipe(loss={"name": name, "class_weights": weights}))
     train.check(made.recipe(loss={"name": name, "class_weights": (1.0, 2.0, 3.0, 4.0)}))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_of_bfloat16_logits_is_computed_in_float32(name):
+    rough = jnp.asarray(LOGITS, jnp.bfloat16)
+    losses = LOSSES[name](rough, jnp.asarray(ONE_HOT))
+    assert losses.dtype == jnp.float32
+    np.testing.assert_array_equal(losses, LOSSES[name](rough.astype(jnp.float32), jnp.asarray(ONE_HOT)))
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -64,8 +64,8 @@ KNOWN = {
     "resnet44": (658_586, 97.17),
     "resnet56": (853_018, 125.49),
     "resnet110": (1_727_962, 252.89),
-    # kuangliu/pytorch-cifar has 11,171,146, without the norms after conv1 and the last block.
-    "preactivation_resnet18": (11_171_146 + 2 * 64 + 2 * 512, 555.4),
+    # kuangliu/pytorch-cifar has 11,171,146, without the norm after the last block.
+    "preactivation_resnet18": (11_171_146 + 2 * 512, 555.4),
     # Zagoruyko & Komodakis: 2.7, 11.0 and 36.5 M; 5.2 G multiply-adds.
     "wide_resnet16_4": (2_748_890, 392.6),
     "wide_resnet16_8": (10_961_370, 1548.1),
@@ -275,6 +275,8 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32(name):
     rough, _ = program(name, train=False, dtype="bfloat16")(variables(name), images(), jax.random.key(0))
     error = np.abs(rough - exact).max() / np.abs(exact).max()
     assert 1e-5 < error < 0.04
+    if not name.startswith("speedrun"):  # whose heads the peer too computes in half precision
+        assert np.any(np.asarray(rough) != rough.astype(jnp.bfloat16)), "logits of 8 bits"
     forward = lambda v, x: build(name, dtype="bfloat16").apply(v, x, train=False)
     lines = str(jax.make_jaxpr(forward)(variables(name), images())).splitlines()
     convolutions = [line for line in lines if "= conv_general_dilated" in line]

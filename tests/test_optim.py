@@ -207,6 +207,15 @@ def test_muons_direction_is_nearly_orthogonal_and_keeps_the_singular_vectors():
     assert not np.asarray(orthogonal(jnp.zeros((3, 3, 2, 4)))).any()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("scale", [1e-5, 1e5])
+def test_muons_direction_does_not_depend_on_the_gradients_scale_in_any_dtype(dtype, scale):
+    """The square of 1e-5 is 0 in float16, and 1e5 is infinite."""
+    filters = np.random.RandomState(0).normal(size=(3, 3, 8, 16))
+    found = orthogonal(jnp.asarray(scale * filters, jnp.float32), dtype=dtype)
+    np.testing.assert_allclose(as_matrix(np.asarray(found)), newton_schulz(as_matrix(filters)), atol=0.05)
+
+
 def test_muon_keeps_the_norm_of_filters_at_the_root_of_their_number():
     params = {"Conv_0": {"kernel": jnp.asarray(tree(0)["Conv"]["wide"], jnp.float32)}}
     transformation = build(

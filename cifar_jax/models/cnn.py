@@ -38,4 +38,4 @@ class CNN(nn.Module):
         x = x.reshape(x.shape[0], -1)
         x = activate(nn.Dense(self.hidden, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+        return nn.Dense(self.num_classes)(x.astype(jnp.float32))

@@ -54,7 +54,8 @@ class ConvMixer(nn.Module):
         patch = (self.patch_size, self.patch_size)
         norm = partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         block = nn.remat(ConvMixerBlock, static_argnums=(2,)) if self.remat else ConvMixerBlock
-        x = Convolution(self.width, patch, patch, dtype=self.dtype, name="patches")(images)
+        init = nn.initializers.he_normal()  # the activation comes before the norm: 2 / fan out would keep it near 0
+        x = Convolution(self.width, patch, patch, dtype=self.dtype, kernel_init=init, name="patches")(images)
         x = norm(name="patches_norm")(activation(self.activation)(x))
         for number in range(self.depth):
             x = block(self.kernel_size, self.activation, self.dtype, name=f"block{number + 1}")(x, train)

@@ -78,4 +78,4 @@ class ConvNet(nn.Module):
         if self.hidden:
             x = activate(nn.Dense(self.hidden, dtype=self.dtype)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+        return nn.Dense(self.num_classes)(x.astype(jnp.float32))

@@ -54,7 +54,8 @@ class InvertedResidual(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         activate = activation(self.activation)
         pointwise = partial(Convolution, kernel_size=(1, 1), use_bias=False, dtype=self.dtype)
-        depthwise = DepthwiseConvolution(strides=self.strides, use_bias=False, dtype=self.dtype)
+        both_sides = (1, 1), (1, 1)  # "SAME" pads an even image at one side only where there is a stride
+        depthwise = DepthwiseConvolution(strides=self.strides, padding=both_sides, use_bias=False, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         y = activate(norm()(pointwise(self.expanded)(x)))
         y = activate(norm()(depthwise(y)))

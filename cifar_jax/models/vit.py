@@ -88,7 +88,7 @@ class ViT(nn.Module):
         block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
         small = nn.initializers.normal(0.02)
         patch = (self.patch_size, self.patch_size)
-        init = nn.initializers.xavier_uniform()
+        init = nn.initializers.lecun_normal()  # Xavier's fan out would count each of the patch's pixels
         x = Convolution(self.width, patch, patch, dtype=self.dtype, kernel_init=init, name="patches")(images)
         x = x.reshape(x.shape[0], -1, self.width)
         if self.pooling == "token":
