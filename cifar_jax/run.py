@@ -209,7 +209,7 @@ def _chunk(
 def whole_run(recipe: Any, seed: Any, train_set: Any, test_set: Any) -> tuple[Any, Any, Any]:
     """A run as one program, with no host in between: what a speedrun compiles, with `devices.jit`.
 
-    Each set is images uint8 [N, H, W, C] and labels int32 [N] on the device; `seed` may be a tracer. Nothing is held out.
+    Each set is images uint8 [N, H, W, C] and labels int32 [N] on the device; `seed` may be a tracer; nothing held out.
     Returns the state, train_epoch's sums [epochs, steps], and evaluation.sums of the test set over the recipe's views.
     """
     state = _first(recipe, {"seed": seed}, train_set[0])
