@@ -1,0 +1,125 @@
+"""The results table: recipes trained with several seeds, evaluated once on the test split, each run kept as a figure.
+
+    python benchmarks/table.py configs/resnet20.py configs/vgg16_bn.py --seeds=3 --limit=540
+    python benchmarks/table.py                                   # prints the table over all that was measured
+
+Each recipe trains those of seeds 0, 1, ... that results/table_<recipe>.json does not hold yet; none starts that would
+not end within --limit seconds, by the time that the last one took. --field changes a field of every recipe, and is kept
+with the figure; figures of other fields, devices or epochs are other rows. With --workdir an interrupted run resumes.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from worker import HERE, cores
+
+sys.path.insert(0, str(HERE.parent))
+import launch
+
+# What makes two figures those of one row.
+SAME = ("recipe", "fields", "device", "epochs", "trained_on")
+
+
+def main() -> int:
+    options = parse()
+    results = HERE / "results"
+    if options.recipes:
+        measure(options, results)
+    print(table(results))
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--field", action="append", default=[], help="a recipe field, epochs=15; once for each")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds for all of it")
+    parser.add_argument("--workdir", help="folder that holds the unfinished runs")
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace, results: Path) -> None:
+    launch.prepare_process()
+    import cifar_jax as cj
+    from cifar_jax import data
+
+    begin, loaded = time.perf_counter(), {}
+    changes = dict(launch.parse_field(f"--config.{text}") for text in options.field)
+    for path in options.recipes:
+        recipe = cj.load_recipe(path, changes)
+        name, seconds = Path(path).stem, 0.0
+        if recipe.data.name not in loaded:
+            loaded[recipe.data.name] = {split: data.load(recipe.data.name, split) for split in ("train", "test")}
+        file = results / f"table_{name}.json"
+        figures = json.loads(file.read_text()) if file.exists() else []
+        for seed in range(options.seeds):
+            if any(figure["seed"] == seed and figure["fields"] == options.field for figure in figures):
+                continue
+            if time.perf_counter() - begin + seconds > options.limit:
+                print(f"{name}: seed {seed} would take {seconds:.0f} s more than the limit allows", flush=True)
+                break
+            start = time.perf_counter()
+            workdir = Path(options.workdir, f"{name}-{seed}") if options.workdir else None
+            run = cj.fit(cj.override(recipe, {"seed": seed}), workdir, data=loaded[recipe.data.name])
+            seconds = time.perf_counter() - start
+            figures.append(figure(run, name, seed, options.field, seconds))
+            file.write_text(json.dumps(figures, indent=1) + "\n")
+            print(json.dumps(figures[-1]), flush=True)
+
+
+def figure(run: Any, name: str, seed: int, fields: list[str], seconds: float) -> dict[str, Any]:
+    import jax
+
+    from cifar_jax import train
+    from cifar_jax.counts import counts
+
+    parameters, multiply_adds = counts(train.model(run.recipe), run.recipe.data.image_shape)
+    gpu = jax.devices()[0].platform != "cpu"
+    return {
+        "recipe": name,
+        "fields": fields,
+        "seed": seed,
+        "accuracy": run.evaluation.accuracy,
+        "validation_accuracy": run.history[-1]["validation_accuracy"],
+        "epochs": len(run.history),
+        "trained_on": run.recipe.data.train_count,
+        "parameters": parameters,
+        "multiply_adds": multiply_adds,
+        "device": jax.devices()[0].device_kind if gpu else f"{cores()} CPU cores",
+        "seconds": round(seconds, 1),  # with compiling and the evaluation
+        "epoch_seconds": round(statistics.median(line["seconds"] for line in run.history), 3),
+        "jax": jax.__version__,
+        "dtype": run.recipe.dtype,
+    }
+
+
+def table(results: Path) -> str:
+    """A row for all figures that differ in their seed alone."""
+    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for file in sorted(results.glob("table_*.json")):
+        for each in json.loads(file.read_text()):
+            rows.setdefault(tuple(str(each[field]) for field in SAME), []).append(each)
+    head = ["recipe", "test accuracy", "n", "epochs", "images", "parameters", "device, time a run", "command"]
+    lines = [head, ["---"] * len(head)]
+    for found in rows.values():
+        accuracies = [100 * each["accuracy"] for each in found]
+        mean = f"{statistics.fmean(accuracies):.2f}"
+        accuracy = f"{mean} ± {statistics.stdev(accuracies):.2f}%" if len(found) > 1 else f"{mean}% (one seed)"
+        first = found[0]
+        minutes = statistics.median(each["seconds"] for each in found) / 60
+        fields = "".join(f" --config.{field}" for field in first["fields"])
+        command = f"`train --config=configs/{first['recipe']}.py{fields}`"
+        cells = [f"`{first['recipe']}`", accuracy, str(len(found))]
+        cells += [str(first["epochs"]), f"{first['trained_on']:,}", f"{first['parameters']:,}"]
+        lines.append([*cells, f"{first['device']}, {minutes:.1f} min", command])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
