@@ -1,8 +1,8 @@
 """The embedded handwritten digits (1,797 images, scikit-learn's) with a small CNN: the first thing to run.
 
-python launch.py
+python launch.py    # is: python launch.py train --config=configs/quickstart.py
 
-2 CPU cores, 10 s: 98.9% of the 360 test images (n=1, seed 0).
+2 CPU cores, 10 s: test accuracy 98.9% (n=1, seed 0; 360 images).
 """
 
 from ml_collections import ConfigDict

@@ -71,7 +71,7 @@ FAULTS = {
     "no value": (["--config.epochs"], "'--config.epochs' is not of the form --config.FIELD=VALUE"),
     "no recipe": (
         ["--config=configs/nosuch.py"],
-        "recipe 'configs/nosuch.py' is not a file; known recipes: configs/cnn.py",
+        "recipe 'configs/nosuch.py' is not a file; known recipes: configs/",
     ),
     "a number for a name": (["--config.model.name=3"], "'model.name' is 3; it takes the name of a model"),
     "a word for a number": (["--config.data.std=('a',)"], "'data.std' is ('a',)"),

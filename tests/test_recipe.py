@@ -2,7 +2,6 @@
 
 import functools
 import json
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -17,8 +16,6 @@ from cifar_jax.models.cnn import CNN
 from cifar_jax.recipe import InputError, build, differences, flatten, freeze, from_json, override, parameters, to_json
 from cifar_jax.run import load_recipe
 from tests import made
-
-FILES = sorted(path.name for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
 
 
 @pytest.fixture
@@ -221,26 +218,3 @@ def test_differences_are_one_line_a_field(base):
 
 def test_flatten_keeps_dotted_keys():
     assert flatten({"a": {"b": 1, "c": {"d": (2,)}}, "e.f": 3}) == {"a.b": 1, "a.c.d": (2,), "e.f": 3}
-
-
-# the recipes in configs/
-
-
-def test_there_are_recipes():
-    assert {"base.py", "cnn.py", "resnet18.py", "quickstart.py"} <= set(FILES)
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_a_recipe_comes_back_from_json(file):
-    recipe = load_recipe(f"configs/{file}")
-    back = from_json(json.loads(json.dumps(to_json(freeze(recipe)))))
-    assert back == recipe
-    assert differences(recipe, back) == []
-    for field, value in flatten(recipe).items():
-        assert type(flatten(back)[field]) is type(value), field
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_a_recipe_can_be_trained(file):
-    data = {"data.num_classes": 10, "data.image_shape": (32, 32, 3), "data.train_count": 5000}
-    train.check(freeze(load_recipe(f"configs/{file}", {**data, "dtype": "float32"})))
