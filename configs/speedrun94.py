@@ -2,6 +2,8 @@
 
 python launch.py train --config=configs/speedrun94.py --workdir=runs/speedrun94
 
+Not measured yet.
+
 Its numbers, for a loss summed over the batch: filters by Muon at 0.24; SGD at 0.053 for the biases of the norms and of
 the whitening, which trains for 75 of 200 steps, and at 0.67 for the head; weight decay 0.004 over each of these rates.
 Our loss is the mean, and so the rates of SGD are times 2000 and its decays over 2000.
