@@ -1,6 +1,6 @@
 """Has anything become slower, beside its peer? Measures every ratio that this machine can, against the committed ones.
 
-    python benchmarks/guard.py --torch-python=PATH    # 20 minutes on two idle cores; PATH as for against_torch.py
+    python benchmarks/guard.py --torch-python=PATH    # PATH as for against_torch.py
     python benchmarks/guard.py --smoke                # everything once, tiny, for errors only; needs no torch
 
 What is measured is written to results/; git holds the figures that it is compared with. A ratio that seems more than

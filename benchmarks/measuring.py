@@ -16,7 +16,7 @@ def turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list
     """Every side's answers, in passes there and back: a machine that slows down slows all sides alike."""
     answers: dict[str, list[Any]] = {side: [] for side in sides}
     for _ in range(rounds):
-        for side in [*sides, *reversed(sides)]:
+        for side in [*sides, *reversed(list(sides))]:
             answers[side].append(sides[side]())
     return answers
 

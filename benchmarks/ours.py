@@ -26,7 +26,9 @@ from cifar_jax.devices import Placement, compute_dtype, jit  # noqa: E402
 from cifar_jax.layers import Convolution, max_pool  # noqa: E402
 from cifar_jax.recipe import freeze  # noqa: E402
 
-CHECKED, CHECK_STEPS, CHECK_RATE = 16, 3, 0.05  # images, steps on them, learning rate of the comparison
+# The comparison: images, steps on them, learning rate. At ten times the rate and three steps PyTorch's own float32 and
+# float64 part by 1.2% of the way in resnet20, at this one by 0.1%: rounding switches a few ReLUs.
+CHECKED, CHECK_STEPS, CHECK_RATE = 16, 2, 0.005
 BATCHES = 4  # that inference is given in turn
 
 
@@ -215,7 +217,9 @@ def save(path: Path, weights: list[np.ndarray], buffers: dict[str, np.ndarray], 
     lists = {"before": weights, **{name: value for name, value in arrays.items() if isinstance(value, list)}}
     flat = {f"{name}{index}": array for name, given in lists.items() for index, array in enumerate(given)}
     plain = {name: value for name, value in arrays.items() if name not in lists}
-    np.savez(path, count=len(weights), buffers=np.array(list(buffers), str), **flat, **plain, **buffers)
+    names = {"count": len(weights), "buffers": np.array(list(buffers), str)}
+    everything: dict[str, Any] = {**names, **flat, **plain, **buffers}
+    np.savez(path, **everything)
 
 
 if __name__ == "__main__":
