@@ -55,9 +55,9 @@ SMOKE: dict[str, dict[str, Any]] = {
 KINDS = {"step": tuple(STEPS), "epochs": ("cnn",), "inference": tuple(CALLS)}  # and the networks of each
 
 # Largest difference that two networks that are alike may have: of their weights after a few steps from the same ones,
-# as a share of the way, and of their logits, as a share of the largest. Seen: 1e-6 without batch normalisation, 0.2% in
-# resnet20; a convolution padded at the other side made 30%.
-ALIKE = 0.02
+# as a share of the way, and of their logits, as a share of the largest. Seen: 1e-6 without batch normalisation, 0.7% in
+# vgg16_bn, where PyTorch's own float32 and float64 part by 1.7%; a convolution padded at the other side made 30%.
+ALIKE = 0.05
 
 # What launch.py sets for ours: glibc keeps the memory that a step frees.
 MALLOC = "mmap_max=0 trim_threshold=2147483647 top_pad=268435456 arena_max=1"
