@@ -1,64 +1,106 @@
-"""The Markdown table over the measurements in results/: `python benchmarks/report.py` writes it anew."""
+"""The Markdown tables over the measurements in results/, one a kind: `python benchmarks/report.py` writes them anew."""
 
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HEAD = [
-    "what",
-    "network, batch",
-    "ours",
-    "torch, plain",
-    "torch, fast",
-    "ours ÷ plain",
-    "ours ÷ fast",
-    "n",
-    "peak MiB (ours, fast)",
-    "others' CPU",
-    "date",
-]
+Record = dict[str, Any]
+FORMS = ("plain", "fast")
 
 
-def write_table(results: Path) -> None:
-    """results/against_torch.md from every step_*.json and epochs_*.json there."""
-    records = [
-        json.loads(path.read_text()) for what in ("step", "epochs") for path in sorted(results.glob(f"{what}_*.json"))
-    ]
+def write_tables(results: Path) -> None:
+    """results/against_torch.md from every step_, epochs_ and inference_*.json there."""
+    records = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    parts = []
+    for title, chosen, columns in TABLES:
+        rows = [record for record in records if chosen(record)]
+        if rows:
+            lines = [[*columns], ["---"] * len(columns), *([cell(row) for cell in columns.values()] for row in rows)]
+            table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+            parts.append(f"## {title}\n\n{note(rows)}\n\n{table}\n")
+    (results / "against_torch.md").write_text("\n".join(parts))
+
+
+def note(records: list[Record]) -> str:
     machines = {f"{record['cores']} cores of {record['cpu']}" for record in records}
     versions = {
         f"{name} {record['sides'][side][name]}"
         for record in records
         for side, name in (("ours", "jax"), ("fast", "torch"))
     }
-    note = (
+    return (
         f"{'; '.join(sorted(machines))}; {', '.join(sorted(versions))}. Medians; ratios with their least and greatest."
     )
-    rows = [HEAD, ["---"] * len(HEAD), *map(row, records)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-    (results / "against_torch.md").write_text(f"{note}\n\n{table}\n")
 
 
-def row(record: dict[str, Any]) -> list[str]:
-    sides, ratios, setting = record["sides"], record["ratios"], record["setting"]
-    long = record["what"] == "epochs"
+def network(record: Record) -> str:
+    return f"{record['setting']['model']['name']}, {record['setting']['batch_size']}"
 
-    def time(side: str) -> str:
-        milliseconds = statistics.median(sides[side]["step_ms"])
-        return f"{milliseconds * record['steps_a_turn'] / 1e3:.1f} s" if long else f"{milliseconds:.2f} ms"
 
-    spread = lambda figures: f"**{figures['median']:.2f}** ({figures['min']:.2f} to {figures['max']:.2f})"
-    return [
-        f"{record['epochs_a_turn']} epoch(s)" if long else "step",
-        f"{setting['model']['name']}, {setting['batch_size']}",
-        *(time(side) for side in ("ours", "plain", "fast")),
-        *(spread(ratios[side]) for side in ("plain", "fast")),
-        str(ratios["fast"]["n"]),
-        f"{sides['ours']['peak_rss_mib']}, {sides['fast']['peak_rss_mib']}",
-        f"{record['others_share_of_cpu']:.0%}",
-        record["date"],
-    ]
+def compared(form: str) -> Callable[[Record], str]:
+    def cell(record: Record) -> str:
+        figures = record["ratios"][form]
+        return f"**{figures['median']:.2f}** ({figures['min']:.2f} to {figures['max']:.2f})"
 
+    return cell
+
+
+def step_time(side: str) -> Callable[[Record], str]:
+    return lambda record: f"{statistics.median(record['sides'][side]['step_ms']):.2f} ms"
+
+
+def turn_time(side: str) -> Callable[[Record], str]:
+    return lambda record: f"{statistics.median(record['sides'][side]['step_ms']) * record['steps_a_turn'] / 1e3:.1f} s"
+
+
+def images_a_second(side: str) -> Callable[[Record], str]:
+    return lambda record: (
+        f"{record['setting']['batch_size'] / statistics.median(record['sides'][side]['call_ms']) * 1e3:,.0f}"
+    )
+
+
+def latency(side: str) -> Callable[[Record], str]:
+    return lambda record: f"{record['sides'][side]['median_ms']:.2f}, {record['sides'][side]['p95_ms']:.2f} ms"
+
+
+def columns(time: Callable[[str], Callable[[Record], str]], sides: tuple[str, ...] = ("ours", *FORMS)) -> Record:
+    """The columns that every kind of measurement has, `time` a side's."""
+    named = {side: f"torch, {side}" if side in FORMS else side for side in sides}
+    return {
+        "network, batch": network,
+        **{named[side]: time(side) for side in sides},
+        **{f"ours ÷ {form}": compared(form) for form in FORMS},
+        "n": lambda record: str(record["ratios"]["fast"]["n"]),
+        "others' CPU": lambda record: f"{record['others_share_of_cpu']:.0%}",
+        "date": lambda record: record["date"],
+    }
+
+
+PEAK = {
+    "peak MiB (ours, fast)": lambda record: ", ".join(
+        str(record["sides"][side]["peak_rss_mib"]) for side in ("ours", "fast")
+    )
+}
+INFERENCE = ("ours", "program", *FORMS)  # "program" is ours on images that lie on the device
+
+
+def is_inference(record: Record, one: bool) -> bool:
+    return record["what"] == "inference" and (record["setting"]["batch_size"] == 1) == one
+
+
+TABLES: list[tuple[str, Callable[[Record], bool], Record]] = [
+    ("A training step", lambda record: record["what"] == "step", columns(step_time) | PEAK),
+    (
+        "Epochs on CIFAR-10",
+        lambda record: record["what"] == "epochs",
+        {"epochs": lambda record: str(record["epochs_a_turn"])} | columns(turn_time) | PEAK,
+    ),
+    ("Inference, images a second", lambda record: is_inference(record, one=False), columns(images_a_second, INFERENCE)),
+    ("Inference of one image, median and 95th percentile", lambda record: is_inference(record, one=True),
+     columns(latency, INFERENCE)),
+]  # fmt: skip
 
 if __name__ == "__main__":
-    write_table(Path(__file__).parent / "results")
+    write_tables(Path(__file__).parent / "results")

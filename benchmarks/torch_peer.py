@@ -14,6 +14,7 @@ for `cnn` and 2.5 times for `two_conv`, and 3% less for `resnet18`, after 23 s o
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,101 +22,91 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch_networks import NETWORKS
 from worker import cores, serve, usage
 
 
-def pooled(form: str) -> list[nn.Module]:
-    """ReLU and 2x2 max-pool: they commute, and the form says which comes first."""
-    layers: list[nn.Module] = [nn.ReLU(), nn.MaxPool2d(2)]
-    return layers if form == "plain" else layers[::-1]
+def seen(array: np.ndarray) -> torch.Tensor:
+    """Our kernel [h, w, C, O] as PyTorch's [O, C, h, w], our [C, O] as its [O, C]."""
+    return torch.from_numpy(array.transpose(range(array.ndim - 1, -1, -1) if array.ndim < 4 else (3, 2, 0, 1)))
 
 
-class Features(nn.Module):
-    """[B, C, H, W] -> [B, H * W * C]: in this order channels_last needs no copy."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.permute(0, 2, 3, 1).flatten(1)
-
-
-def cnn(form: str, width: int = 32, kernel_size: int = 5, hidden: int = 128) -> nn.Module:
-    """cifar_jax/models/cnn.py."""
-    return nn.Sequential(
-        nn.Conv2d(3, width, kernel_size, padding=kernel_size // 2),
-        *pooled(form),
-        nn.Conv2d(width, 2 * width, kernel_size, padding=kernel_size // 2),
-        *pooled(form),
-        Features(),
-        nn.Linear(8 * 8 * 2 * width, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, 10),
-    )
-
-
-def two_conv(form: str, width: int = 32) -> nn.Module:
-    """Two 3x3 convolutions, each with 2x2 max-pooling, and one linear layer."""
-    return nn.Sequential(
-        nn.Conv2d(3, width, 3, padding=1),
-        *pooled(form),
-        nn.Conv2d(width, 2 * width, 3, padding=1),
-        *pooled(form),
-        Features(),
-        nn.Linear(8 * 8 * 2 * width, 10),
-    )
-
-
-class BasicBlock(nn.Module):
-    def __init__(self, channels: int, features: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, features, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(features)
-        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(features)
-        self.shortcut: nn.Module = nn.Identity()
-        if channels != features:
-            projection = nn.Conv2d(channels, features, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(features))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
-
-
-def resnet18(form: str, width: int = 64) -> nn.Module:
-    """cifar_jax/models/resnet.py; it has no max-pool, so both forms are one."""
-    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
-    for stage in range(4):
-        features = width * 2**stage
-        channels = features // 2 if stage else width
-        layers += [BasicBlock(channels, features, 2 if stage else 1), BasicBlock(features, features, 1)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, 10))
-
-
-NETWORKS = {"cnn": cnn, "two_conv": two_conv, "resnet18": resnet18}
+def pad_as_ours(model: nn.Module) -> None:
+    """XLA's SAME pads a strided 3x3 convolution of an even image on the far side, padding=1 has only the near one seen:
+    as much work, but a pixel apart. Nothing else tells the two networks apart, so a comparison pads as ours does."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and (module.kernel_size, module.stride) == ((3, 3), (2, 2)):
+            module.padding = (0, 0)
+            module.register_forward_pre_hook(lambda module, inputs: F.pad(inputs[0], (0, 1, 0, 1)))
 
 
 class Peer:
     def prepare(self, form: str, folder: str, setting: dict[str, Any]) -> dict[str, Any]:
-        """Takes the arrays in `folder` and the numbers of our recipe, and warms up with a few steps."""
-        torch.set_num_threads(cores())
-        self.form, self.setting = form, setting
+        """Takes the arrays in `folder` and the numbers of our recipe, compares, and warms up with a few steps."""
+        self.take(form, setting)
         self.images = torch.from_numpy(np.load(Path(folder) / "images.npy"))  # uint8 [N, H, W, C]
         self.labels = torch.from_numpy(np.load(Path(folder) / "labels.npy")).long()
-        mean, std = (torch.tensor(setting[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
-        self.scale, self.shift = 1 / (255 * std), -mean / std
+        difference = self.difference(Path(folder) / "check.npz")
         self.start()
         start = time.perf_counter()
         self.epoch(steps=3)
         seconds = time.perf_counter() - start
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return {"ready_seconds": seconds, "parameters": parameters}
+        return {"ready_seconds": seconds, "difference": difference}
 
-    def start(self) -> None:
+    def take(self, form: str, setting: dict[str, Any]) -> None:
+        torch.set_num_threads(cores())
+        self.form, self.setting = form, setting
+        mean, std = (torch.tensor(setting[name]).reshape(1, -1, 1, 1) for name in ("mean", "std"))
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+
+    def start(self, learning_rate: float = 0.0) -> None:
         """Fresh weights."""
         model = dict(self.setting["model"])
         network = NETWORKS[model.pop("name")](self.form, **model)
         self.model = network.to(memory_format=torch.channels_last)
-        rate, momentum = self.setting["learning_rate"], self.setting["momentum"]
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=rate, momentum=momentum)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        rate, momentum = learning_rate or self.setting["learning_rate"], self.setting["momentum"]
+        self.optimizer = torch.optim.SGD(self.trained, lr=rate, momentum=momentum)
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Our weights before the check's steps. Raises ValueError where the networks are not alike."""
+        before = [arrays[f"before{index}"] for index in range(int(arrays["count"]))]
+        ours, own = [seen(array).shape for array in before], [tuple(parameter.shape) for parameter in self.trained]
+        if ours != own:
+            raise ValueError(f"the sides do not train the same network; in order, ours: {ours}, PyTorch's: {own}")
+        buffers = dict(self.model.named_buffers())
+        with torch.no_grad():
+            for parameter, array in zip(self.trained, before, strict=True):
+                parameter.copy_(seen(array))
+            for name in arrays["buffers"]:
+                (buffer,) = [buffers[key] for key in buffers if key.rsplit(".", 1)[-1] == name]
+                buffer.copy_(seen(arrays[name]))
+
+    def difference(self, path: Path) -> float:
+        """How far some steps from our weights end from where ours do, as a share of the way: see Ours.check."""
+        arrays = np.load(path)
+        self.start(float(arrays["learning_rate"]))
+        self.load(arrays)
+        pad_as_ours(self.model)
+        labels = torch.from_numpy(arrays["labels"]).long()
+        for _ in range(int(arrays["steps"])):
+            self.step(torch.from_numpy(arrays["images"]), labels)
+        missed = way = 0.0
+        for index, parameter in enumerate(self.trained):
+            before, after = seen(arrays[f"before{index}"]), seen(arrays[f"after{index}"])
+            missed += float((parameter.detach() - after).double().square().sum())
+            way += float((after - before).double().square().sum())
+        return (missed / way) ** 0.5
+
+    def step(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step on uint8 [B, H, W, C] and int64 [B] -> its mean loss, the logits before it."""
+        # Seen as [B, C, H, W] the images are channels_last without a copy.
+        logits = self.model(images.permute(0, 3, 1, 2).mul(self.scale).add_(self.shift))
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), logits.detach()
 
     def epoch(self, steps: int) -> tuple[float, float]:
         """`steps` steps -> mean loss and accuracy, summed on the way and read once."""
@@ -123,16 +114,10 @@ class Peer:
         loss_sum, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
         order = torch.randperm(len(self.images))[: steps * size]
         for chosen in order.split(size):
-            # The images lie as [B, H, W, C]: seen as [B, C, H, W] they are channels_last without a copy.
-            images = self.images.index_select(0, chosen).permute(0, 3, 1, 2)
             labels = self.labels.index_select(0, chosen)
-            logits = self.model(images.mul(self.scale).add_(self.shift))
-            loss = F.cross_entropy(logits, labels)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            loss_sum += loss.detach() * len(labels)
-            correct += (logits.detach().argmax(1) == labels).sum()
+            loss, logits = self.step(self.images.index_select(0, chosen), labels)
+            loss_sum += loss * len(labels)
+            correct += (logits.argmax(1) == labels).sum()
         return loss_sum.item() / len(order), correct.item() / len(order)
 
     def train(self, epochs: int) -> dict[str, Any]:
@@ -143,10 +128,48 @@ class Peer:
             loss, accuracy = self.epoch(len(self.images) // self.setting["batch_size"])
         return {"seconds": time.perf_counter() - start, "loss": loss, "accuracy": accuracy}
 
+    def prepare_inference(self, form: str, folder: str, setting: dict[str, Any]) -> dict[str, Any]:
+        """Takes the batches in `folder`, and compares the logits of the first with ours."""
+        self.take(form, setting)
+        self.batches = list(np.load(Path(folder) / "images.npy"))
+        arrays = np.load(Path(folder) / "check.npz")
+        self.start()
+        self.load(arrays)
+        pad_as_ours(self.model.eval())
+        difference = np.abs(self.logits(self.batches[0]) - arrays["logits"]).max() / np.abs(arrays["logits"]).max()
+        self.start()
+        self.model.eval()
+        start = time.perf_counter()
+        self.logits(self.batches[0])
+        return {"ready_seconds": time.perf_counter() - start, "difference": float(difference)}
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, C] -> float32 [B, classes]."""
+        with torch.inference_mode():
+            given = torch.from_numpy(images).permute(0, 3, 1, 2)
+            return self.model(given.mul(self.scale).add_(self.shift)).numpy()
+
+    def infer(self, calls: int) -> dict[str, Any]:
+        """The seconds of each call, from images in NumPy to logits in NumPy."""
+        seconds = []
+        for number in range(calls):
+            start = time.perf_counter()
+            self.logits(self.batches[number % len(self.batches)])
+            seconds.append(time.perf_counter() - start)
+        return {"seconds": seconds}
+
     def describe(self) -> dict[str, Any]:
         return {"torch": torch.__version__, "device": "cpu", "threads": torch.get_num_threads(), **usage()}
 
 
 if __name__ == "__main__":
     peer = Peer()
-    serve({"prepare": peer.prepare, "train": peer.train, "describe": peer.describe})
+    serve(
+        {
+            "prepare": peer.prepare,
+            "train": peer.train,
+            "prepare_inference": peer.prepare_inference,
+            "infer": peer.infer,
+            "describe": peer.describe,
+        }
+    )

@@ -15,6 +15,10 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
+class WorkerError(RuntimeError):
+    """A worker ended before it answered; what it said stands on stderr."""
+
+
 class Worker:
     """The driver's end: a worker that runs until it is closed."""
 
@@ -25,7 +29,7 @@ class Worker:
         self.process = subprocess.Popen([python, str(HERE / script)], env=variables, **pipes)  # type: ignore[call-overload]
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """Sends one command and waits for its answer. Raises RuntimeError where the worker ended instead."""
+        """Sends one command and waits for its answer. Raises WorkerError where the worker ended instead."""
         try:
             self.process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
             self.process.stdin.flush()
@@ -33,7 +37,7 @@ class Worker:
             pass  # it ended before it read this: there is no answer either
         answer = self.process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"the worker {self.name} ended with exit code {self.process.wait()} at '{command}'")
+            raise WorkerError(f"the worker {self.name} ended with exit code {self.process.wait()} at '{command}'")
         return json.loads(answer)
 
     def close(self) -> None:

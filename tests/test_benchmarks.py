@@ -1,0 +1,94 @@
+"""What the benchmarks decide, on figures made up here; nothing is timed."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent.parent / "benchmarks"
+RESULT = {
+    "what": "step",
+    "setting": {"model": {"name": "cnn"}, "batch_size": 64},
+    "cpu": "a processor",
+    "cores": 2,
+    "others_share_of_cpu": 0.01,
+    "ratios": {"plain": {"median": 1.0}, "fast": {"median": 1.3}},
+}
+
+
+@pytest.fixture
+def guard(monkeypatch):
+    """The script, as `python benchmarks/guard.py` imports it; it needs neither jax nor torch."""
+    monkeypatch.syspath_prepend(str(HERE))
+    import guard
+
+    yield guard
+    for name in ("guard", "against_torch", "measuring", "report", "worker"):
+        sys.modules.pop(name, None)
+
+
+def changed(**fields):
+    return copy.deepcopy(RESULT) | fields
+
+
+def test_ten_percent_more_is_worse_and_less_is_not(guard):
+    result = changed(ratios={"plain": {"median": 1.09}, "fast": {"median": 1.44}, "new": {"median": 9.0}})
+    assert list(guard.worse_ratios(result, RESULT)) == ["fast"]
+    assert not guard.worse_ratios(RESULT, RESULT)
+    assert not guard.worse_ratios(changed(ratios={"plain": {"median": 0.5}}), RESULT)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"others_share_of_cpu": 0.3}, "30% of the processors"),
+        ({"cores": 8}, "cores is 8 here, and was 2"),
+        ({"cpu": "another"}, "cpu is another here"),
+        ({}, None),
+    ],
+)
+def test_a_figure_of_another_or_a_busy_machine_is_not_compared(guard, fields, reason):
+    told = guard.incomparable(changed(**fields), RESULT)
+    assert told is None if reason is None else reason in told
+    assert guard.incomparable(RESULT, None) == "it is not committed yet"
+
+
+@pytest.mark.parametrize(("second", "count"), [(1.5, 1), (1.3, 0)])
+def test_worse_is_what_is_worse_twice(guard, monkeypatch, second, count):
+    """The second measurement decides; neither is written where the machine was busy, both are otherwise."""
+    written = []
+    again = changed(ratios={"plain": {"median": 1.0}, "fast": {"median": second}})
+    monkeypatch.setattr(guard.against_torch, "measure", lambda *arguments: iter([again]))
+    monkeypatch.setattr(guard.against_torch, "describe", lambda result: "")
+    monkeypatch.setattr(guard.against_torch, "write", written.append)
+    first = changed(ratios={"plain": {"median": 1.0}, "fast": {"median": 1.5}})
+    reasons = {"step_cnn.json": "it has no measurement here"}
+    assert len(guard.judge(first, {"step_cnn.json": RESULT}, reasons, "python", 1)) == count
+    assert written == [first, again]
+    assert not reasons
+    busy = changed(others_share_of_cpu=0.5)
+    assert guard.judge(busy, {"step_cnn.json": RESULT}, reasons, "python", 1) == []
+    assert written == [first, again]
+    assert "50%" in reasons["step_cnn.json"]
+
+
+def test_the_committed_tables_are_those_of_the_committed_figures(guard, tmp_path):
+    """results/against_torch.md is never edited by hand."""
+    from report import write_tables
+
+    for path in (HERE / "results").glob("*.json"):
+        (tmp_path / path.name).write_text(path.read_text())
+    write_tables(tmp_path)
+    assert (tmp_path / "against_torch.md").read_text() == (HERE / "results" / "against_torch.md").read_text()
+
+
+def test_every_measured_network_has_a_tiny_form_and_a_file_name(guard):
+    driver = guard.against_torch
+    assert {name for names in driver.KINDS.values() for name in names} == set(driver.SMOKE)
+    committed = {path.name for path in (HERE / "results").glob("*.json")}
+    for name in committed:
+        result = json.loads((HERE / "results" / name).read_text())
+        if result.get("what") in driver.KINDS:
+            assert driver.file_name(result) == name
