@@ -29,7 +29,8 @@ Section 4.2, made for CIFAR-10; shortcuts of option A. 6n + 2 layers for n = 3, 
     resnet110                            1,727,962                        252.9 M
 
 The stride of a bottleneck stands at its 3x3 convolution, as in the usual implementations since Goyal et al. (2017); the
-paper has it at the first 1x1, with as many parameters.
+paper has it at the first 1x1, with as many parameters. Windows with a stride are padded evenly, as in PyTorch: they
+centre on the pixel that the shortcut takes.
 """
 
 from functools import partial
@@ -40,6 +41,8 @@ import jax
 import jax.numpy as jnp
 
 from cifar_jax.layers import BatchNorm, Convolution, DropPath, activation, choice, drop_path_rates
+
+EVEN = ((1, 1), (1, 1))  # padding of a 3x3 window; SAME would pad one side only where the stride is 2
 
 
 def projected(x: jax.Array, features: int, strides: tuple[int, int], train: bool) -> jax.Array:
@@ -86,7 +89,7 @@ class BasicBlock(Block):
         activate = activation(self.activation)
         conv = partial(Convolution, use_bias=False, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
-        x = activate(norm()(conv(self.features, strides=self.strides)(x)))
+        x = activate(norm()(conv(self.features, strides=self.strides, padding=EVEN)(x)))
         return norm()(conv(self.features)(x))
 
 
@@ -98,7 +101,7 @@ class Bottleneck(Block):
         conv = partial(Convolution, use_bias=False, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         x = activate(norm()(conv(self.features, (1, 1))(x)))
-        x = activate(norm()(conv(self.features, strides=self.strides)(x)))
+        x = activate(norm()(conv(self.features, strides=self.strides, padding=EVEN)(x)))
         return norm()(conv(4 * self.features, (1, 1))(x))
 
 
