@@ -98,6 +98,7 @@ OTHER = {  # another value of each field that a recipe may set
     "pooling": "average",
     "normalisation": "group",
     "head": "flatten",
+    "stem": "imagenet",
     "shortcut": "A",
     "block": "bottleneck",
     "depth": 16,
@@ -118,6 +119,8 @@ OTHER = {  # another value of each field that a recipe may set
     ("resnet20", "shortcut"): "B",
     ("resnet50", "block"): "basic",
     ("vgg11", "batch_norm"): True,
+    ("vgg11", "head"): "hidden",
+    ("vgg11_bn", "head"): "hidden",
     ("vgg11_bn", "batch_norm"): False,
 }
 SUBTRACTED = {  # biases that the next batch normalisation subtracts again: their gradient is zero
@@ -329,6 +332,8 @@ def test_remat_changes_the_program_and_no_number(name):
         ("convnet", "head"),
         ("resnet18", "block"),
         ("resnet18", "shortcut"),
+        ("resnet18", "stem"),
+        ("vgg11", "head"),
         ("vit", "pooling"),
         ("mlp", "activation"),
     ],
