@@ -31,15 +31,6 @@ def seen(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array.transpose(range(array.ndim - 1, -1, -1) if array.ndim < 4 else (3, 2, 0, 1)))
 
 
-def pad_as_ours(model: nn.Module) -> None:
-    """XLA's SAME pads a strided 3x3 convolution of an even image on the far side, padding=1 has only the near one seen:
-    as much work, but a pixel apart. Nothing else tells the two networks apart, so a comparison pads as ours does."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and (module.kernel_size, module.stride) == ((3, 3), (2, 2)):
-            module.padding = (0, 0)
-            module.register_forward_pre_hook(lambda module, inputs: F.pad(inputs[0], (0, 1, 0, 1)))
-
-
 class Peer:
     def prepare(self, form: str, folder: str, setting: dict[str, Any]) -> dict[str, Any]:
         """Takes the arrays in `folder` and the numbers of our recipe, compares, and warms up with a few steps."""
@@ -87,7 +78,6 @@ class Peer:
         arrays = np.load(path)
         self.start(float(arrays["learning_rate"]))
         self.load(arrays)
-        pad_as_ours(self.model)
         labels = torch.from_numpy(arrays["labels"]).long()
         for _ in range(int(arrays["steps"])):
             self.step(torch.from_numpy(arrays["images"]), labels)
@@ -135,7 +125,7 @@ class Peer:
         arrays = np.load(Path(folder) / "check.npz")
         self.start()
         self.load(arrays)
-        pad_as_ours(self.model.eval())
+        self.model.eval()
         difference = np.abs(self.logits(self.batches[0]) - arrays["logits"]).max() / np.abs(arrays["logits"]).max()
         self.start()
         self.model.eval()

@@ -251,6 +251,19 @@ def average_pool(
     return sum(_slices(window, strides, images)) / (window[0] * window[1])
 
 
+def adaptive_average_pool(images: Array, size: tuple[int, int]) -> Array:
+    """images [B, H, W, C] -> [B, *size, C]: row i of n is the mean of the rows from floor(i H / n) to
+    ceil((i + 1) H / n) - 1. Windows overlap where n does not divide H, and repeat rows where H is smaller.
+    """
+    for axis, count in enumerate(size, start=1):
+        length = images.shape[axis]
+        if length != count:
+            spans = [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
+            means = [jnp.mean(lax.slice_in_dim(images, *span, axis=axis), axis) for span in spans]
+            images = jnp.stack(means, axis)
+    return images
+
+
 def choice(kind: str, name: str, table: Mapping[str, Any]) -> Any:
     """table[name]. Raises InputError on a name that is not in the table."""
     if name not in table:

@@ -14,13 +14,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cifar_jax import data as datalib
-from cifar_jax import evaluation, train
+from cifar_jax import evaluation, pretrained, train
 from cifar_jax.checkpoint import Checkpoints, read_json, write_json
 from cifar_jax.devices import Placement, compute_dtype, jit
 from cifar_jax.log import MetricsFile, Progress, wait
 from cifar_jax.metrics import Evaluation, summarise
 from cifar_jax.recipe import InputError, freeze, override
-from cifar_jax.workdir import Run, claim, completed, load_run, locked, read_recipe, with_functions
+from cifar_jax.workdir import Run, claim, completed, locked, read_recipe, with_functions
 
 # Numbers that enter the compiled program as arguments, so that runs that differ in nothing else share one program.
 NUMBERS = ("seed", "optimizer.learning_rate")
@@ -102,7 +102,7 @@ def fit(
     placement = Placement()
     placement.check("batch_size", recipe.batch_size)
     train.check(recipe)
-    first_state = functools.partial(_first_state, recipe, functions)
+    first_state = functools.partial(pretrained.first_state, recipe, functions)
     if not (workdir and list(workdir.glob("manifests/*.json"))):
         first_state(jax.eval_shape(lambda: train.init(recipe)))  # raises where init_from does not fit
     with contextlib.ExitStack() as stack:
@@ -361,27 +361,3 @@ def _check_finite(recipe: Any, sums: dict[str, np.ndarray], finite: Any, epoch: 
             f"the loss is not finite at step {step} (epoch {step // train.steps_per_epoch(recipe) + 1}, learning rate"
             f" {rate:g}); the last good checkpoint is kept: lower optimizer.learning_rate or set gradient_clip_norm"
         )
-
-
-def _first_state(recipe: Any, functions: Mapping[str, Any], state: train.TrainState) -> train.TrainState:
-    """The new state with the weights of the run init_from; where the classes differ, the head's stay as drawn."""
-    if not recipe.init_from:
-        return state
-    source = load_run(recipe.init_from, **functions)
-    classes, replaced = recipe.data.num_classes, source.recipe.data.num_classes != recipe.data.num_classes
-    given = {"params": source.state.params, "batch_stats": source.state.batch_stats}
-    fresh = {"params": state.params, "batch_stats": state.batch_stats}
-    if str(jax.tree.structure(given)) != str(jax.tree.structure(fresh)):
-        raise InputError(f"init_from '{recipe.init_from}' is a run of another model; its weights do not fit")
-
-    def choose(path, new, old):
-        if new.shape == old.shape:
-            return old
-        if replaced and new.shape[-1] == classes and new.shape[:-1] == old.shape[:-1]:
-            return new
-        name = jax.tree_util.keystr(path)
-        raise InputError(f"init_from '{recipe.init_from}' does not fit: {name} is {old.shape}, not {new.shape}")
-
-    chosen = jax.tree_util.tree_map_with_path(choose, fresh, given)
-    average = chosen if train.keeps_average(recipe) else {}
-    return state.replace(params=chosen["params"], batch_stats=chosen["batch_stats"], average=average)

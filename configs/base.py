@@ -15,7 +15,10 @@ def get_config() -> ConfigDict:
             "batch_size": 128,  # images a step, over all devices
             "gradient_accumulation": 1,  # parts that a batch is taken in, one after another, for less memory at a time
             "dtype": "auto",  # of activations: float32, bfloat16, float16; auto is bfloat16 but for the CPU's float32
-            "init_from": "",  # workdir of another run whose weights to start from; "" starts afresh
+            # Starting weights: the workdir of another run, or a .safetensors file of a ResNet or VGG as torchvision and
+            # timm name its tensors (see cifar_jax/pretrained.py). A head of other classes starts afresh. `groups` may
+            # freeze or slow the rest; batch statistics are in no group, and follow the new images over frozen weights.
+            "init_from": "",  # "" draws all weights
             "chunk_epochs": 1,  # epochs compiled as one program, the host only looking on in between
             "data": {
                 "name": "cifar10",  # a data set of cifar_jax.datasets.DATASETS, or a prepared one of TFDS by name

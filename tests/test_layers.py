@@ -340,3 +340,14 @@ def test_drop_path_drops_whole_images_and_keeps_the_mean():
     assert (kept[:, 0, 0] == 0).mean() == pytest.approx(0.25, abs=0.03)
     np.testing.assert_array_equal(drop.apply({}, x, False), x)
     assert layers.drop_path_rates(0.4, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 2), (3, 5), (7, 7), (14, 9)])
+def test_adaptive_average_pool_takes_the_windows_of_its_definition(height, width):
+    x = np.random.RandomState(0).normal(size=(2, height, width, 3)).astype(np.float32)
+    pooled = layers.adaptive_average_pool(x, (7, 4))
+    assert pooled.shape == (2, 7, 4, 3)
+    for i, j in np.ndindex(7, 4):
+        rows = slice(int(np.floor(i * height / 7)), int(np.ceil((i + 1) * height / 7)))
+        columns = slice(int(np.floor(j * width / 4)), int(np.ceil((j + 1) * width / 4)))
+        np.testing.assert_allclose(pooled[:, i, j], x[:, rows, columns].mean((1, 2)), rtol=1e-5, atol=1e-6)

@@ -97,6 +97,7 @@ OTHER = {  # another value of each field that a recipe may set
     "pooling": "average",
     "normalisation": "group",
     "head": "flatten",
+    "stem": "imagenet",
     "shortcut": "A",
     "block": "bottleneck",
     "depth": 16,
@@ -117,6 +118,8 @@ OTHER = {  # another value of each field that a recipe may set
     ("resnet20", "shortcut"): "B",
     ("resnet50", "block"): "basic",
     ("vgg11", "batch_norm"): True,
+    ("vgg11", "head"): "hidden",
+    ("vgg11_bn", "head"): "hidden",
     ("vgg11_bn", "batch_norm"): False,
 }
 SUBTRACTED = {  # biases that the next batch normalisation subtracts again: their gradient is zero
@@ -307,6 +310,8 @@ def test_remat_changes_the_program_and_no_number(name):
         ("convnet", "head"),
         ("resnet18", "block"),
         ("resnet18", "shortcut"),
+        ("resnet18", "stem"),
+        ("vgg11", "head"),
         ("vit", "pooling"),
         ("mlp", "activation"),
     ],

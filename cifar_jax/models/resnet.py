@@ -1,6 +1,8 @@
 """Deep residual networks (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016), on 32x32 images.
 
-Table 1 with the CIFAR stem (3x3, no stride, no max-pool: the images are small); shortcuts of option B.
+Table 1 with the CIFAR stem (3x3, no stride, no max-pool: the images are small); shortcuts of option B. With
+model.stem=imagenet, conv1 is table 1's own: 7x7 with stride 2, and a max-pool 3x3 with stride 2 after it, so that each
+output below is a quarter as high and wide.
 
     stage      output     18                        34                         50
     conv1      32 x 32    3x3, 64                   3x3, 64                    3x3, 64
@@ -29,7 +31,8 @@ Section 4.2, made for CIFAR-10; shortcuts of option A. 6n + 2 layers for n = 3, 
     resnet110                            1,727,962                        252.9 M
 
 The stride of a bottleneck stands at its 3x3 convolution, as in the usual implementations since Goyal et al. (2017); the
-paper has it at the first 1x1, with as many parameters.
+paper has it at the first 1x1, with as many parameters. Windows with a stride are padded evenly, as in PyTorch: they
+centre on the pixel that the shortcut takes, and PyTorch's weights give its logits here (see `pretrained`).
 """
 
 from functools import partial
@@ -39,7 +42,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.layers import BatchNorm, Convolution, DropPath, activation, choice, drop_path_rates
+from cifar_jax.layers import BatchNorm, Convolution, DropPath, activation, choice, drop_path_rates, max_pool
+
+EVEN = ((1, 1), (1, 1))  # padding of a 3x3 window; SAME would pad one side only where the stride is 2
 
 
 def projected(x: jax.Array, features: int, strides: tuple[int, int], train: bool) -> jax.Array:
@@ -86,7 +91,7 @@ class BasicBlock(Block):
         activate = activation(self.activation)
         conv = partial(Convolution, use_bias=False, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
-        x = activate(norm()(conv(self.features, strides=self.strides)(x)))
+        x = activate(norm()(conv(self.features, strides=self.strides, padding=EVEN)(x)))
         return norm()(conv(self.features)(x))
 
 
@@ -98,11 +103,15 @@ class Bottleneck(Block):
         conv = partial(Convolution, use_bias=False, dtype=self.dtype)
         norm = partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         x = activate(norm()(conv(self.features, (1, 1))(x)))
-        x = activate(norm()(conv(self.features, strides=self.strides)(x)))
+        x = activate(norm()(conv(self.features, strides=self.strides, padding=EVEN)(x)))
         return norm()(conv(4 * self.features, (1, 1))(x))
 
 
 BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+STEMS: dict[str, dict[str, Any]] = {  # the settings of conv1; the ImageNet stem pools too
+    "cifar": {"kernel_size": (3, 3)},
+    "imagenet": {"kernel_size": (7, 7), "strides": (2, 2), "padding": ((3, 3), (3, 3))},
+}
 
 
 class ResNet(nn.Module):
@@ -110,6 +119,7 @@ class ResNet(nn.Module):
     stages: tuple[int, ...] = (2, 2, 2, 2)  # blocks in each stage; every stage but the first halves the image
     width: int = 64  # channels of the first stage; each stage doubles them
     block: str = "basic"  # or "bottleneck"
+    stem: str = "cifar"  # 3x3; or "imagenet": 7x7 with stride 2, and a max-pool 3x3 with stride 2
     shortcut: str = "B"  # where the shape changes: "A" pads with zeros, "B" is a 1x1 convolution
     activation: str = "relu"
     dropout: float = 0.0  # share of the pooled features dropped in training
@@ -123,9 +133,12 @@ class ResNet(nn.Module):
         if self.remat:
             block = nn.remat(block, static_argnums=(2,))
         rates = iter(drop_path_rates(self.drop_path, sum(self.stages)))
-        x = Convolution(self.width, use_bias=False, dtype=self.dtype, name="conv1")(images)
+        stem = choice("stem", self.stem, STEMS)
+        x = Convolution(self.width, **stem, use_bias=False, dtype=self.dtype, name="conv1")(images)
         norm = partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         x = activation(self.activation)(norm(name="conv1_norm")(x))
+        if self.stem == "imagenet":
+            x = max_pool(x, (3, 3), (2, 2), EVEN)
         for stage, blocks in enumerate(self.stages):
             for number in range(blocks):
                 features, strides = self.width * 2**stage, (2, 2) if stage > 0 and number == 0 else (1, 1)
