@@ -3,6 +3,8 @@
     python benchmarks/speedrun.py --runs=50                                # ours alone, configs/speedrun94.py
     python benchmarks/speedrun.py --runs=25 --peer airbench=A/airbench94_muon.py --peer hiverge=H/cifar10_speedrun.py
     python benchmarks/speedrun.py --config=configs/speedrun96.py --runs=6 --peer airbench=A/airbench96_faster.py
+    python benchmarks/speedrun.py --runs=1 --images=4000 --field epochs=1 gradient_accumulation=8 model.momentum=0.938 \
+        --peer torch=benchmarks/torch_speedrun.py --peer-python=PATH --peer-setting SPEEDRUN_EPOCHS=1  # on a CPU
     python benchmarks/speedrun.py --smoke                                  # a tiny network, for errors only
 
 A peer is its author's file, fetched by you; only its count of runs is changed, in a copy. All sides train on the same
@@ -39,7 +41,7 @@ def main() -> int:
             return 2
     name = Path(options.config).stem
     record: dict[str, Any] = {"recipe": name, "date": date.today().isoformat(), "sides": {}, "machine": machine()}
-    record["settings"] = options.field
+    record["settings"] = [*options.field, *([f"images={options.images}"] if options.images else [])]
     with tempfile.TemporaryDirectory() as folder:
         cold = whole_process(options, str(Path(folder, "compiled"))) if not options.smoke else {}
         ours = Worker(sys.executable, "speedrun.py", {"SPEEDRUN_WORKER": "1"})
@@ -67,7 +69,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=25, help="of each side in each of its two blocks")
     parser.add_argument("--seed", type=int, default=0, help="of the first of our runs; the others follow")
     parser.add_argument("--peer", action="append", default=[], help="NAME=FILE, once for each")
+    parser.add_argument(
+        "--images", type=int, default=0, help="of the training set, and a fifth of the test set; 0: all"
+    )
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has torch and torchvision")
+    parser.add_argument("--peer-setting", nargs="*", default=[], help="of its environment: SPEEDRUN_EPOCHS=1")
     parser.add_argument("--smoke", action="store_true", help="a tiny network and made-up images; writes nothing")
     options = parser.parse_args()
     options.runs = 2 if options.smoke else options.runs
@@ -75,7 +81,7 @@ def parse() -> argparse.Namespace:
 
 
 def asked(options: argparse.Namespace) -> dict[str, Any]:
-    return {"config": options.config, "fields": options.field, "smoke": options.smoke}
+    return {"config": options.config, "fields": options.field, "smoke": options.smoke, "count": options.images}
 
 
 def whole_process(options: argparse.Namespace, cache: str) -> dict[str, Any]:
@@ -109,7 +115,10 @@ def run_peer(options: argparse.Namespace, path: str, folder: Path) -> dict[str, 
         (folder / "cifar10").mkdir()
         subprocess.run([options.peer_python, "-c", saver], cwd=folder, check=True)
     start = time.perf_counter()
-    done = subprocess.run([options.peer_python, copy.name], cwd=folder, capture_output=True, text=True)
+    known = {"SPEEDRUN_BENCHMARKS": str(HERE), **dict(text.split("=") for text in options.peer_setting)}
+    done = subprocess.run(
+        [options.peer_python, copy.name], cwd=folder, capture_output=True, text=True, env={**os.environ, **known}
+    )
     seconds = time.perf_counter() - start
     rows = [line.split("|") for line in done.stdout.splitlines() if re.search(r"\|\s+eval\s+\|", line)]
     runs = [{"accuracy": float(row[-3]), "seconds": float(row[-2])} for row in rows][-options.runs :]
@@ -184,7 +193,7 @@ def table(record: dict[str, Any]) -> str:
 class Runs:
     """Our side: the program is compiled once and run from as many seeds as wished."""
 
-    def prepare(self, config: str, fields: list[str], smoke: bool, folder: str) -> dict[str, Any]:
+    def prepare(self, config: str, fields: list[str], smoke: bool, count: int, folder: str) -> dict[str, Any]:
         """Compiles the whole run, and runs it once; leaves the arrays in `folder` for the peers."""
         import launch
 
@@ -195,6 +204,7 @@ class Runs:
 
         import cifar_jax as cj
         from cifar_jax import data, train
+        from cifar_jax.check import check
         from cifar_jax.counts import counts
         from cifar_jax.devices import compute_dtype, jit
         from cifar_jax.recipe import freeze
@@ -211,7 +221,8 @@ class Runs:
             sets["test"] = sets["train"]
         else:
             splits = {split: data.load(recipe.data.name, split, progress=False) for split in ("train", "test")}
-            sets = {split: (loaded.images, loaded.labels) for split, loaded in splits.items()}
+            limits = {"train": count or None, "test": count // 5 or None}
+            sets = {split: (all.images[: limits[split]], all.labels[: limits[split]]) for split, all in splits.items()}
         resolved = {
             "dtype": compute_dtype(recipe.dtype),
             "data.validation": 0,
@@ -220,7 +231,7 @@ class Runs:
             "data.train_count": len(sets["train"][0]),
         }
         recipe = freeze(cj.override(recipe, resolved))
-        train.check(recipe)
+        check(recipe)
         if folder:
             for split, (images, labels) in sets.items():
                 np.save(Path(folder) / f"{split}_images.npy", images)

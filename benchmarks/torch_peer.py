@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch_networks import NETWORKS
 from worker import cores, serve, usage
 

@@ -239,9 +239,10 @@ def step(
     return factor**passed * constant(epoch, epochs, warmup_epochs)
 
 
-def linear(epoch: Any, epochs: float, warmup_epochs: float = 0.0, final: float = 0.0) -> Any:
-    """1 -> final, in a straight line."""
-    return (1 - (1 - final) * _progress(epoch, epochs, warmup_epochs)) * _warm(epoch, warmup_epochs)
+def linear(epoch: Any, epochs: float, warmup_epochs: float = 0.0, start: float = 0.0, final: float = 0.0) -> Any:
+    """start -> 1 over the warm-up, 1 -> final after it, each in a straight line."""
+    rise = start + (1 - start) * _warm(epoch, warmup_epochs)
+    return (1 - (1 - final) * _progress(epoch, epochs, warmup_epochs)) * rise
 
 
 def cosine(epoch: Any, epochs: float, warmup_epochs: float = 0.0, final: float = 0.0) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 # The sections that name a function of a table; their other fields are its parameters.
-BUILT = ("model", "optimizer", "schedule", "loss")
+BUILT = ("model", "proxy", "optimizer", "schedule", "loss")
 
 Table = Mapping[str, Callable[..., Any]]
 SECTION = (Mapping, ConfigDict, FrozenConfigDict)

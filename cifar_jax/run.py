@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from cifar_jax import data as datalib
 from cifar_jax import evaluation, pretrained, train
+from cifar_jax.check import check
 from cifar_jax.checkpoint import Checkpoints, read_json, write_json
 from cifar_jax.devices import Placement, compute_dtype, jit
 from cifar_jax.log import MetricsFile, Progress, wait
@@ -101,7 +102,7 @@ def fit(
     recipe = freeze(_resolve(recipe, training))
     placement = Placement()
     placement.check("batch_size", recipe.batch_size)
-    train.check(recipe)
+    check(recipe)
     first_state = functools.partial(pretrained.first_state, recipe, functions)
     if not (workdir and list(workdir.glob("manifests/*.json"))):
         first_state(jax.eval_shape(lambda: train.init(recipe)))  # raises where init_from does not fit

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cifar_jax.augment import augment, views
+from cifar_jax.augment import augment
 from cifar_jax.losses import LOSSES
 from cifar_jax.models import MODELS
 from cifar_jax.optim import OPTIMIZERS, SCHEDULES, grouped
-from cifar_jax.recipe import InputError, build, override, parameters
+from cifar_jax.recipe import build, override, parameters
 
 Array = jax.Array
 Recipe = Any  # ConfigDict or FrozenConfigDict
@@ -32,6 +32,7 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: Any  # running statistics of batch normalisation; {} without
     opt_state: Any
     average: Any  # {"params", "batch_stats"}: the average that is evaluated, or lookahead's slow weights; {} without
+    proxy: Any  # {"params", "batch_stats", "opt_state"} of the model that selects images; {} without
 
 
 def key(recipe: Recipe, use: int) -> Array:
@@ -39,10 +40,10 @@ def key(recipe: Recipe, use: int) -> Array:
     return jax.random.fold_in(jax.random.key(recipe.seed), use)
 
 
-def model(recipe: Recipe) -> nn.Module:
-    """The Linen module of `recipe.model`, for the data set's classes and the recipe's compute dtype."""
+def model(recipe: Recipe, section: str = "model") -> nn.Module:
+    """The Linen module of `recipe.model`, or of `recipe.proxy`, for the data set's classes and the compute dtype."""
     classes, dtype = recipe.data.num_classes, jnp.dtype(recipe.dtype)
-    return build(MODELS, recipe.model, "model", num_classes=classes, dtype=dtype)
+    return build(MODELS, recipe[section], section, num_classes=classes, dtype=dtype)
 
 
 def optimizer(recipe: Recipe, step: Array | int) -> optax.GradientTransformation:
@@ -85,121 +86,6 @@ def learning_rate(recipe: Recipe, step: Array | int, epochs: float = 0.0) -> Arr
     return jnp.asarray(recipe.optimizer.learning_rate * factor, jnp.float32)
 
 
-def check(recipe: Recipe) -> None:
-    """Raises InputError unless the recipe, its data fields filled in, can be built and its numbers make sense."""
-    count = recipe.data.train_count
-    if recipe.batch_size > count:
-        raise InputError(f"batch_size={recipe.batch_size} is larger than the training set of {count} images; lower it")
-    for field, low, high in RANGES:
-        value = recipe
-        for name in field.split("."):
-            value = value.get(name) if not callable(value) else None
-            if value is None:
-                break
-        if isinstance(value, int | float) and not low <= value <= high:
-            allowed = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-            raise InputError(f"recipe field '{field}' is {value}; it must be {allowed}")
-    channels = recipe.data.image_shape[-1]
-    for field in ("mean", "std"):
-        values = recipe.data[field]
-        if len(values) not in (1, channels) or (field == "std" and not all(value > 0 for value in values)):
-            raise InputError(
-                f"recipe field 'data.{field}' is {values}; it takes one number, or {channels} (std above 0)"
-            )
-    if recipe.early_stopping.patience and not recipe.data.validation:
-        raise InputError("early_stopping.patience needs a validation split; set data.validation to a number of images")
-    if recipe.early_stopping.metric not in ("validation_accuracy", "validation_loss"):
-        metric = recipe.early_stopping.metric
-        raise InputError(f"early_stopping.metric is '{metric}'; it must be 'validation_accuracy' or 'validation_loss'")
-    if not callable(recipe.augment) and recipe.augment.flip and recipe.augment.alternating_flip:
-        raise InputError("augment.flip and augment.alternating_flip undo each other; set one of them to 0")
-    averages = {
-        "average.decay": recipe.average.decay,
-        "average.start_epoch": recipe.average.start_epoch,
-        "lookahead.steps": recipe.lookahead.steps,
-    }
-    chosen = [field for field, value in averages.items() if value]
-    if len(chosen) > 1:
-        raise InputError(f"{', '.join(chosen)} are set; a run keeps one average of weights")
-    if recipe.average.start_epoch > recipe.epochs:
-        late = recipe.average.start_epoch
-        raise InputError(f"average.start_epoch={late} is after the last of {recipe.epochs} epochs")
-    if recipe.batch_size % recipe.gradient_accumulation:
-        parts = recipe.gradient_accumulation
-        raise InputError(f"batch_size={recipe.batch_size} does not divide into gradient_accumulation={parts} parts")
-    views(recipe.evaluation.views)
-    images = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.data.image_shape), jnp.uint8)
-    labels = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
-    try:
-        build(OPTIMIZERS, recipe.optimizer, "optimizer")
-        state = jax.eval_shape(lambda: init(recipe))
-        jax.eval_shape(lambda *arguments: train_step(recipe, *arguments), state, images, labels, labels)
-    except InputError:
-        raise
-    except (TypeError, ValueError, ZeroDivisionError) as error:  # a size that no layer can have, for instance
-        raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; look at its sizes") from error
-
-
-RANGES = [  # field, least, most
-    ("seed", 0, 2**31 - 1),
-    ("epochs", 1, float("inf")),
-    ("batch_size", 1, float("inf")),
-    ("chunk_epochs", 1, float("inf")),
-    ("gradient_accumulation", 1, float("inf")),
-    ("data.validation", 0, float("inf")),
-    ("data.seed", 0, 2**32 - 1),
-    ("optimizer.learning_rate", 0, float("inf")),
-    ("optimizer.weight_decay", 0, float("inf")),
-    ("optimizer.momentum", 0, 1),
-    ("optimizer.beta1", 0, 1),
-    ("optimizer.beta2", 0, 1),
-    ("optimizer.epsilon", 0, float("inf")),
-    ("optimizer.steps", 1, float("inf")),
-    ("optimizer.sgd_factor", 0, float("inf")),
-    ("optimizer.sgd_momentum", 0, 1),
-    ("gradient_clip_norm", 0, float("inf")),
-    ("model.dropout", 0, 1),
-    ("model.drop_path", 0, 1),
-    ("model.width", 1, float("inf")),
-    ("model.hidden", 1, float("inf")),
-    ("model.kernel_size", 1, float("inf")),
-    ("model.widen", 1, float("inf")),
-    ("model.depth", 1, float("inf")),
-    ("model.growth", 1, float("inf")),
-    ("model.heads", 1, float("inf")),
-    ("model.patch_size", 1, float("inf")),
-    ("schedule.warmup_epochs", 0, float("inf")),
-    ("schedule.peak", 1e-6, 1 - 1e-6),
-    ("schedule.start", 0, 1),
-    ("schedule.final", 0, 1),
-    ("schedule.factor", 0, 1),
-    ("loss.label_smoothing", 0, 1),
-    ("loss.gamma", 0, float("inf")),
-    ("augment.flip", 0, 1),
-    ("augment.alternating_flip", 0, 1),
-    ("augment.crop", 0, float("inf")),
-    ("augment.rotation", 0, 180),
-    ("augment.brightness", 0, 1),
-    ("augment.contrast", 0, 1),
-    ("augment.saturation", 0, 1),
-    ("augment.randaugment", 0, 10),
-    ("augment.trivial_augment", 0, 1),
-    ("augment.cutout", 0, float("inf")),
-    ("augment.random_erasing", 0, 1),
-    ("augment.mixup", 0, float("inf")),
-    ("augment.cutmix", 0, float("inf")),
-    ("average.decay", 0, 1),
-    ("average.start_epoch", 0, float("inf")),
-    ("lookahead.steps", 0, float("inf")),
-    ("lookahead.pull", 0, 1),
-    ("lookahead.power", 0, float("inf")),
-    ("sam.rho", 0, float("inf")),
-    ("early_stopping.patience", 0, float("inf")),
-    ("checkpoint.every_epochs", 1, float("inf")),
-    ("evaluation.batch_size", 1, float("inf")),
-]
-
-
 def normalise(recipe: Recipe, images: Array) -> Array:
     """Images in 0..1 to zero mean and unit deviation by data.mean and data.std, one number or one a channel."""
     return (images - jnp.asarray(recipe.data.mean)) / jnp.asarray(recipe.data.std)
@@ -207,16 +93,26 @@ def normalise(recipe: Recipe, images: Array) -> Array:
 
 def init(recipe: Recipe) -> TrainState:
     """The state before the first step, from the recipe's seed."""
-    images = jnp.zeros((1, *recipe.data.image_shape), jnp.float32)
-    variables = model(recipe).init(key(recipe, INIT), images, train=False)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    params, batch_stats = _variables(recipe, "model")
+    proxy = {}
+    if recipe.selection.share:
+        first, statistics = _variables(recipe, "proxy")
+        proxy = {"params": first, "batch_stats": statistics, "opt_state": optimizer(recipe, 0).init(first)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer(recipe, 0).init(params),
         average={"params": params, "batch_stats": batch_stats} if keeps_average(recipe) else {},
+        proxy=proxy,
     )
+
+
+def _variables(recipe: Recipe, section: str) -> tuple[Any, Any]:
+    """Fresh params and batch_stats of a model."""
+    images = jnp.zeros((1, *recipe.data.image_shape), jnp.float32)
+    variables = model(recipe, section).init(key(recipe, INIT), images, train=False)
+    return variables["params"], variables.get("batch_stats", {})
 
 
 def prepare(recipe: Recipe, state: TrainState, images: Array) -> TrainState:
@@ -224,12 +120,19 @@ def prepare(recipe: Recipe, state: TrainState, images: Array) -> TrainState:
 
     That is up to the model: one with a method `prepare(batch_stats, images)`, on normalised images, is asked.
     """
-    module = model(recipe)
-    if not hasattr(module, "prepare"):
-        return state
-    batch_stats = module.prepare(state.batch_stats, lambda count: normalise(recipe, images[:count] / 255))
-    average = {**state.average, "batch_stats": batch_stats} if state.average else {}
-    return state.replace(batch_stats=batch_stats, average=average)
+
+    def prepared(section: str, batch_stats: Any) -> Any:
+        module = model(recipe, section)
+        if not hasattr(module, "prepare"):
+            return batch_stats
+        return module.prepare(batch_stats, lambda count: normalise(recipe, images[:count] / 255))
+
+    batch_stats, average, proxy = prepared("model", state.batch_stats), state.average, state.proxy
+    if average:
+        average = {**average, "batch_stats": batch_stats}
+    if proxy:
+        proxy = {**proxy, "batch_stats": prepared("proxy", proxy["batch_stats"])}
+    return state.replace(batch_stats=batch_stats, average=average, proxy=proxy)
 
 
 def train_step(
@@ -238,15 +141,17 @@ def train_step(
     """One optimiser step on images uint8 [B, H, W, C] and labels int32 [B], at `index` int32 [B] of the training set.
 
     Returns the next state and {"loss_sum", "correct", "count", "learning_rate"}: sums over the batch as the model saw
-    it, augmented and with dropout. An image that was mixed with another counts as correct by its own label.
+    it, selected, augmented and with dropout. An image that was mixed with another counts as correct by its own label.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key(recipe, TRAIN), state.step))
     targets = jax.nn.one_hot(labels, recipe.data.num_classes)
     given = {"index": index, "epoch": state.step // steps_per_epoch(recipe), "coin": key(recipe, COIN)}
     inputs = images.astype(jnp.float32) / 255
     inputs, targets = augment(recipe.augment, augment_key, inputs, targets, mean=recipe.data.mean, **given)
-    inputs = normalise(recipe, inputs)
-
+    inputs, proxy = normalise(recipe, inputs), state.proxy
+    if proxy:
+        chosen, proxy = select(recipe, state, inputs, targets)
+        inputs, targets, labels = inputs[chosen], targets[chosen], labels[chosen]
     where = state.batch_stats, inputs, targets, dropout_key
     loss, gradients, logits, batch_stats = loss_and_gradients(recipe, state.params, *where)
     if recipe.sam.rho:  # Foret et al. 2021: the gradient where the loss is about highest within rho of the weights
@@ -266,7 +171,39 @@ def train_step(
         "count": jnp.int32(len(labels)),
         "learning_rate": learning_rate(recipe, state.step),
     }
-    return TrainState(state.step + 1, latest["params"], latest["batch_stats"], opt_state, average), sums
+    return TrainState(state.step + 1, latest["params"], latest["batch_stats"], opt_state, average, proxy), sums
+
+
+def select(recipe: Recipe, state: TrainState, inputs: Array, targets: Array) -> tuple[Array, Any]:
+    """The images of a batch that the proxy finds hardest, as airbench96_faster does (Jordan 2024): their positions
+    int32 [selection.share * B], and the proxy, which has trained on them in every `selection.every`-th step.
+    """
+    count = round(recipe.selection.share * len(inputs))
+    rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(key(recipe, TRAIN), state.step), 1)}
+
+    def hardest(params):
+        variables = {"params": params, "batch_stats": state.proxy["batch_stats"]}
+        apply: Any = model(recipe, "proxy").apply
+        logits, updated = apply(variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs)
+        losses = build(LOSSES, recipe.loss, "loss", logits=logits, targets=targets)
+        chosen = jax.lax.top_k(jax.lax.stop_gradient(losses), count)[1]
+        return losses[chosen].mean(), (chosen, updated.get("batch_stats", {}))
+
+    def learn(params, opt_state):
+        gradients, (chosen, batch_stats) = jax.grad(hardest, has_aux=True)(params)
+        updates, opt_state = optimizer(recipe, state.step).update(gradients, opt_state, params)
+        return chosen, {
+            "params": optax.apply_updates(params, updates),
+            "batch_stats": batch_stats,
+            "opt_state": opt_state,
+        }
+
+    def look(params, opt_state):
+        chosen, batch_stats = hardest(params)[1]
+        return chosen, {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
+
+    due = state.step % recipe.selection.every == 0
+    return jax.lax.cond(due, learn, look, state.proxy["params"], state.proxy["opt_state"])
 
 
 def loss_and_gradients(

@@ -1,6 +1,6 @@
 """The defaults of every recipe: a recipe file returns only what it sets otherwise, and no other fields exist.
 
-The sections model, optimizer, schedule and loss name a function of a table (`cifar_jax.models.MODELS`,
+The sections model, proxy, optimizer, schedule and loss name a function of a table (`cifar_jax.models.MODELS`,
 `optim.OPTIMIZERS`, `optim.SCHEDULES`, `losses.LOSSES`); their other fields are that function's parameters.
 """
 
@@ -31,6 +31,11 @@ def get_config() -> ConfigDict:
                 "train_count": 0,  # images trained on, validation held out
             },
             "model": {"name": "resnet18"},
+            "selection": {
+                "share": 0.0,  # of each batch that is trained on, the images with the highest loss; 0 takes all
+                "every": 4,  # steps between two in which the proxy, whose losses these are, itself trains on them
+            },
+            "proxy": {"name": "speedrun94"},  # a smaller model, read where selection.share is not 0
             "optimizer": {
                 "name": "sgd",
                 "learning_rate": 0.1,  # the schedule's factor multiplies it

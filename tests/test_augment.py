@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from cifar_jax import augment, policies, train
+from cifar_jax import augment, policies
 from cifar_jax.augment import AUGMENTATIONS, MIXTURES, VIEWS
+from cifar_jax.check import check
 from cifar_jax.policies import OPERATIONS, apply
 from cifar_jax.recipe import InputError
 from tests import made
@@ -205,7 +206,7 @@ def test_alternating_flip_shows_each_image_mirrored_in_every_second_epoch():
 
 def test_flip_and_alternating_flip_together_are_refused():
     with pytest.raises(InputError, match="undo each other"):
-        train.check(made.recipe({"augment.flip": 0.5, "augment.alternating_flip": 1}))
+        check(made.recipe({"augment.flip": 0.5, "augment.alternating_flip": 1}))
 
 
 def drawn(strength):

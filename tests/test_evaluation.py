@@ -108,7 +108,7 @@ def test_views_average_logits(views):
             return squared + jnp.arange(CLASSES) / 3  # so that a mirrored image is another
 
     wide = recipe(**{"model.name": Upper, "data.image_shape": (2, CLASSES, 1)})
-    state = train.TrainState(jnp.int32(0), {}, {}, (), {})
+    state = train.TrainState(jnp.int32(0), {}, {}, (), {}, {})
     x = tall[..., 0] / 255 * 10.0
     pad = np.pad(x, [(0, 0), (1, 1), (1, 1)], mode="reflect")
     square = lambda rows: rows[:, 0] ** 2

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "cifar_jax"
 # Imports point up this list only, within a group too: pure <- host <- drivers <- consumers.
 ROOMS = [
     "recipe", "layers", "models", "counts", "policies", "augment", "losses", "optim", "metrics",
-    "train", "evaluation",  # pure
+    "train", "check", "evaluation",  # pure
     "datasets", "data", "devices", "checkpoint", "log", "workdir", "pretrained",  # host
     "run",  # drivers
 ]  # fmt: skip

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import train
+from cifar_jax.check import check
 from cifar_jax.losses import LOSSES, cross_entropy, focal
 from cifar_jax.recipe import InputError
 from tests import made
@@ -88,8 +88,8 @@ def test_focal_and_its_gradient_are_finite_where_the_model_is_sure(gamma):
 )
 def test_class_weights_must_be_one_for_each_class(name, weights):
     with pytest.raises(InputError, match=r"'loss\.class_weights' is .* each of the 4 classes"):
-        train.check(made.recipe(loss={"name": name, "class_weights": weights}))
-    train.check(made.recipe(loss={"name": name, "class_weights": (1.0, 2.0, 3.0, 4.0)}))
+        check(made.recipe(loss={"name": name, "class_weights": weights}))
+    check(made.recipe(loss={"name": name, "class_weights": (1.0, 2.0, 3.0, 4.0)}))
 
 
 @pytest.mark.parametrize("name", LOSSES)

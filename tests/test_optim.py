@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from cifar_jax import train
+from cifar_jax.check import check
 from cifar_jax.optim import DECAYED, OPTIMIZERS, SCHEDULES, orthogonal
 from cifar_jax.recipe import InputError, build, freeze, from_json, override, to_json
 from tests import made
@@ -291,7 +292,7 @@ def test_a_function_of_the_callers_takes_groups_of_rates():
 )
 def test_groups_must_cover_every_parameter_just_once(groups, answer):
     with pytest.raises(InputError) as error:
-        train.check(made.recipe(groups=groups))
+        check(made.recipe(groups=groups))
     assert answer in str(error.value)
 
 
@@ -301,7 +302,7 @@ def test_groups_come_back_from_json_and_train():
     back = freeze(from_json(json.loads(json.dumps(to_json(recipe)))))
     assert back == recipe
     assert back.groups == recipe.groups
-    train.check(back)
+    check(back)
 
 
 def test_a_group_with_epochs_of_its_own_ends_its_schedule_there_and_freezes():
@@ -555,5 +556,5 @@ def test_the_averaged_weights_have_batch_statistics_of_their_own():
 )
 def test_averages_are_checked(fields, answer):
     with pytest.raises(InputError) as error:
-        train.check(made.recipe(fields))
+        check(made.recipe(fields))
     assert answer in str(error.value)

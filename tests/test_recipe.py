@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cifar_jax import train
+from cifar_jax.check import check
 from cifar_jax.models import MODELS
 from cifar_jax.models.cnn import CNN
 from cifar_jax.recipe import InputError, build, differences, flatten, freeze, from_json, override, parameters, to_json
@@ -110,7 +111,7 @@ def test_a_section_given_whole_replaces_and_one_without_a_name_adds(base):
 
 def test_an_optimiser_without_learning_rate_is_told_so():
     with pytest.raises(InputError, match=r"optimizer\.learning_rate"):
-        train.check(made.recipe({"optimizer.name": "adam"}))
+        check(made.recipe({"optimizer.name": "adam"}))
 
 
 def test_a_tracer_may_stand_for_a_number(base):

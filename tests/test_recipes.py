@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cifar_jax import evaluation, train
+from cifar_jax.check import check
 from cifar_jax.devices import compiler_options
 from cifar_jax.models import MODELS
 from cifar_jax.recipe import differences, flatten, freeze, from_json, override, to_json
@@ -58,8 +59,11 @@ def small(name):
     }
     if "warmup_epochs" in recipe.schedule:
         changes["schedule.warmup_epochs"] = recipe.schedule.warmup_epochs * share
-    if "sgd_factor" in recipe.optimizer:  # the speedruns' rates are for sums over a batch
-        changes["optimizer.sgd_factor"] = recipe.optimizer.sgd_factor * made.COUNT / recipe.batch_size
+    if recipe.selection.share:
+        changes["proxy"] = smallest(recipe.proxy.name)
+    if name.startswith("speedrun"):  # their rates of SGD are for sums over a batch
+        rate = "sgd_factor" if "sgd_factor" in recipe.optimizer else "learning_rate"
+        changes[f"optimizer.{rate}"] = recipe.optimizer[rate] * made.COUNT / recipe.batch_size
     if "milestones" in recipe.schedule:
         changes["schedule.milestones"] = tuple(milestone * share for milestone in recipe.schedule.milestones)
     return freeze(override(recipe, changes))
@@ -111,7 +115,7 @@ def test_a_recipe_fits_cifar10_in_full_size(name):
     """As on a GPU, in bfloat16, without computing anything."""
     count = 50_000 - load(name).data.validation
     data = {"data.num_classes": 10, "data.image_shape": (32, 32, 3), "data.train_count": count}
-    train.check(freeze(load(name, {**data, "dtype": "bfloat16"})))
+    check(freeze(load(name, {**data, "dtype": "bfloat16"})))
 
 
 @every_recipe

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cifar_jax import train
+from cifar_jax.check import check
 from cifar_jax.devices import jit
 from cifar_jax.recipe import InputError, override
 from tests import made
@@ -333,14 +334,14 @@ BAD = [  # changes, what the answer must say
 @pytest.mark.parametrize(("changes", "answer"), BAD, ids=[",".join(changes) for changes, _ in BAD])
 def test_check_answers_a_bad_field_by_name(changes, answer):
     with pytest.raises(InputError) as error:
-        train.check(made.recipe(changes))
+        check(made.recipe(changes))
     assert answer in str(error.value)
 
 
 def test_check_lets_a_good_recipe_pass_and_functions_too():
-    train.check(made.recipe(EVERYTHING))
-    train.check(recording(augment=lambda key, images, targets: (images, targets)))
-    train.check(made.recipe({"early_stopping.patience": 2, "data.validation": 4}))
+    check(made.recipe(EVERYTHING))
+    check(recording(augment=lambda key, images, targets: (images, targets)))
+    check(made.recipe({"early_stopping.patience": 2, "data.validation": 4}))
 
 
 def accumulated(parts, changes, rate=0.02):
@@ -385,4 +386,4 @@ def test_each_part_of_a_batch_has_dropout_of_its_own():
 
 def test_a_batch_must_divide_into_its_parts():
     with pytest.raises(InputError, match="batch_size=8 does not divide into gradient_accumulation=3 parts"):
-        train.check(made.recipe(gradient_accumulation=3))
+        check(made.recipe(gradient_accumulation=3))
