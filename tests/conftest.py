@@ -8,6 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 COMPILED = ROOT / ".pytest_cache" / "compiled"
 
+# Compiling for speed would take twice as long, and no test runs long enough to gain from it.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))  # for subprocesses too
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")

@@ -14,7 +14,7 @@ import pytest
 
 from cifar_jax import evaluation, train
 from cifar_jax.check import check
-from cifar_jax.devices import compiler_options
+from cifar_jax.devices import jit
 from cifar_jax.models import MODELS
 from cifar_jax.recipe import differences, flatten, freeze, from_json, override, to_json
 from cifar_jax.run import load_recipe
@@ -91,9 +91,7 @@ def run(name):
         losses = jax.lax.map(loss, jax.tree.map(lambda *pair: jnp.stack(pair), start, last))
         return start, states, sums, losses
 
-    # Nearly all of the time is compilation: with LLVM's optimisation off it takes 0.4 of it.
-    options = {**compiler_options(), "xla_backend_optimization_level": 0}
-    return jax.device_get(jax.jit(program, compiler_options=options)(data.images, data.labels))
+    return jax.device_get(jit(program)(data.images, data.labels))
 
 
 def test_there_are_recipes():
