@@ -387,3 +387,19 @@ def test_each_part_of_a_batch_has_dropout_of_its_own():
 def test_a_batch_must_divide_into_its_parts():
     with pytest.raises(InputError, match="batch_size=8 does not divide into gradient_accumulation=3 parts"):
         check(made.recipe(gradient_accumulation=3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer"),
+    [
+        ({"schedule": {"name": "one_cycle", "peak": 1.0}}, "'schedule.peak' is 1.0; it must be between"),
+        ({"schedule": {"name": "linear", "start": -0.1}}, "'schedule.start' is -0.1; it must be between 0 and 1"),
+        ({"optimizer": {"name": "adam", "learning_rate": 0.1, "epsilon": -1.0}}, "'optimizer.epsilon' is -1.0"),
+        ({"model": {"name": "vit", "patch_size": 0}}, "'model.patch_size' is 0; it must be at least 1"),
+        ({"model": {"name": "wide_resnet16_4", "widen": 0}}, "'model.widen' is 0; it must be at least 1"),
+    ],
+)
+def test_numbers_out_of_range_are_told_before_anything_is_traced(changes, answer):
+    with pytest.raises(InputError) as error:
+        check(made.recipe(changes))
+    assert answer in str(error.value)
