@@ -101,6 +101,8 @@ def prepare_process() -> None:
         for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 256 << 20), (-8, 1)):
             if hasattr(libc, "mallopt"):  # glibc has it, musl does not
                 libc.mallopt(parameter, value)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # a bar in a file: a line now and then, not ten a second
     warnings.formatwarning = lambda message, *details: f"warning: {message}\n"
     import jax
 

@@ -176,7 +176,7 @@ class Whitening(nn.Module):
         self.bias = nn.Parameter(torch.empty(24).uniform_(-(12**-0.5), 12**-0.5))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return F.gelu(F.conv2d(images, self.whitening, self.bias), approximate="tanh")
+        return F.gelu(F.conv2d(images, self.whitening, self.bias))
 
 
 class Scale(nn.Module):
@@ -194,7 +194,7 @@ def speedrun94(form: str, widths: Sequence[int] = (64, 256, 256)) -> nn.Module:
     def norm(features: int) -> list[nn.Module]:
         layer = nn.BatchNorm2d(features, eps=1e-12, momentum=0.4)
         layer.weight.requires_grad = False
-        return [layer, nn.GELU("tanh")]
+        return [layer, nn.GELU()]
 
     layers: list[nn.Module] = [Whitening()]
     channels = 24

@@ -22,12 +22,29 @@ Padding = str | Sequence[tuple[int, int]]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+    """x times the normal distribution's cumulative function (Hendrycks & Gimpel 2016), exact, as in PyTorch."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_backward(x, gradient):
+    """The derivative from x alone: autodiff saves a second array as large. The barrier has the result stored in x's
+    dtype; XLA would keep it in float32, to spare a rounding."""
+    wide = x.astype(jnp.float32)
+    slope = (1 + lax.erf(wide * 0.5**0.5)) / 2 + wide * jnp.exp(-jnp.square(wide) / 2) * (2 * jnp.pi) ** -0.5
+    return (lax.optimization_barrier((gradient * slope).astype(x.dtype)),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
     "leaky_relu": jax.nn.leaky_relu,
     "elu": jax.nn.elu,
-    "gelu": jax.nn.gelu,
+    "gelu": gelu,
     "silu": jax.nn.silu,
     "mish": jax.nn.mish,
     "tanh": jnp.tanh,
@@ -335,9 +352,69 @@ class DepthwiseConvolution(nn.Module):
         return outputs
 
 
-# Linen's batch normalisation reduces in float32 whatever the dtype, and is as fast as the memory allows (forward and
-# backward with ReLU over 64x32x32x64: 3.2 ms in a scan on two cores). Its running averages keep `momentum` of the old.
-BatchNorm = nn.BatchNorm
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalised(epsilon: float, x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+    """x [..., C] to mean 0 and variance 1 in each channel, times scale [C], plus bias [C]; and both statistics."""
+    axes = tuple(range(x.ndim - 1))
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axes)
+    variance = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.0)
+    outputs = (wide - mean) * (lax.rsqrt(variance + epsilon) * scale) + bias
+    return outputs.astype(x.dtype), mean, variance
+
+
+def _normalised_forward(epsilon, x, scale, bias):
+    outputs, mean, variance = _normalised(epsilon, x, scale, bias)
+    return (outputs, mean, variance), (x, scale, mean, variance)
+
+
+def _normalised_backward(epsilon, saved, gradients):
+    x, scale, mean, variance = saved
+    gradient = gradients[0].astype(jnp.float32)  # nothing is trained through the statistics
+    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    inverse = lax.rsqrt(variance + epsilon)
+    centred = x.astype(jnp.float32) - mean
+    bias_gradient, scale_gradient = gradient.sum(axes), (gradient * centred).sum(axes) * inverse
+    x_gradient = gradient - bias_gradient / count - centred * (inverse * scale_gradient / count)
+    return (x_gradient * (inverse * scale)).astype(x.dtype), scale_gradient, bias_gradient
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)
+
+
+class BatchNorm(nn.Module):
+    """Ioffe & Szegedy 2015: x [..., C] -> [..., C] in `dtype`; parameters scale and bias [C], statistics mean and var.
+
+    Statistics and arithmetic are float32. In training those of the batch are used, with the biased variance, and the
+    running ones keep `momentum` of the old. As Linen's, whose parameters it has, but with the gradient of the paper's
+    section 3 written out: autodiff's reads and writes the images nine times where this one does so six times.
+    """
+
+    use_running_average: bool
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+    use_scale: bool = True
+    scale_init: Callable[..., Array] = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1],)
+        running = {
+            "mean": self.variable("batch_stats", "mean", jnp.zeros, shape),
+            "var": self.variable("batch_stats", "var", jnp.ones, shape),
+        }
+        scale = self.param("scale", self.scale_init, shape) if self.use_scale else jnp.ones(shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        x = x.astype(self.dtype)
+        if self.use_running_average:
+            factor = lax.rsqrt(running["var"].value + self.epsilon) * scale
+            return ((x.astype(jnp.float32) - running["mean"].value) * factor + bias).astype(self.dtype)
+        outputs, mean, variance = _normalised(self.epsilon, x, scale, bias)
+        if not self.is_initializing():
+            for old, new in zip(running.values(), (mean, variance), strict=True):
+                old.value = self.momentum * old.value + (1 - self.momentum) * new
+        return outputs
 
 
 class DropPath(nn.Module):

@@ -124,7 +124,7 @@ def muon(
     """
     filters = optax.chain(
         optax.trace(momentum, nesterov=True),
-        optax.stateless_with_tree_map(lambda gradient, _: orthogonal(gradient, steps, coefficients, dtype)),
+        optax.stateless(lambda gradients, _: orthogonal(gradients, steps, coefficients, dtype)),
         optax.scale_by_learning_rate(learning_rate),
         optax.stateless_with_tree_map(lambda update, w: update + _to_norm(w) - w if normalised else update),
     )
@@ -138,26 +138,42 @@ def _to_norm(filters: jax.Array) -> jax.Array:
 
 
 def orthogonal(
-    filters: jax.Array,
+    filters: Any,
     steps: int = 3,
     coefficients: tuple[float, ...] = (3.4445, -4.7750, 2.0315),
     dtype: str = "bfloat16",
-) -> jax.Array:
-    """Nearly the orthogonal matrix next to filters [h, w, C_in, C_out], taken as the matrix [C_out, h w C_in].
+) -> Any:
+    """Nearly the orthogonal matrix next to each of a tree of filters [h, w, C_in, C_out], seen as [C_out, h w C_in].
 
     Newton-Schulz: X <- a X + (b A + c A A) X with A = X X^T, from X of Frobenius norm 1, computed in `dtype`; the norm
     in float32, because float16 has no room for the squares. The coefficients drive singular values fast into about
     0.7..1.2, and not to 1.
+
+    Matrices with as many rows are one batch, padded with columns of zeros, which stay zero and change nothing: alone,
+    each would take 21 small kernels on a GPU.
     """
     a, b, c = coefficients
-    matrix = filters.reshape(-1, filters.shape[-1])  # its transpose is made as orthogonal as itself
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = (x / (jnp.linalg.norm(x) + 1e-7)).astype(dtype)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).astype(filters.dtype).reshape(filters.shape)
+    leaves, structure = jax.tree.flatten(filters)
+    matrices = [leaf.reshape(-1, leaf.shape[-1]) for leaf in leaves]
+    tall = [len(matrix) > matrix.shape[1] for matrix in matrices]  # then the transpose is made orthogonal: the same
+    wide = [matrix.T if turn else matrix for matrix, turn in zip(matrices, tall, strict=True)]
+    wide = [(matrix / (jnp.linalg.norm(matrix) + 1e-7)).astype(dtype) for matrix in wide]
+    for rows in sorted({len(matrix) for matrix in wide}):
+        members = [number for number, matrix in enumerate(wide) if len(matrix) == rows]
+        columns = [wide[number].shape[1] for number in members]
+        x = jnp.stack(
+            [jnp.pad(wide[n], ((0, 0), (0, max(columns) - k))) for n, k in zip(members, columns, strict=True)]
+        )
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = a * x + (b * gram + c * gram @ gram) @ x
+        for position, (number, count) in enumerate(zip(members, columns, strict=True)):
+            wide[number] = x[position, :, :count]
+    found = [
+        (matrix.T if turn else matrix).astype(leaf.dtype).reshape(leaf.shape)
+        for matrix, turn, leaf in zip(wide, tall, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, found)
 
 
 OPTIMIZERS: Table = {
@@ -170,9 +186,10 @@ OPTIMIZERS: Table = {
 }
 
 
-def grouped(
-    groups: tuple[tuple[Any, ...], ...], make: Callable[[float, float, float], optax.GradientTransformation]
-) -> optax.GradientTransformation:
+Groups = tuple[tuple[Any, ...], ...]
+
+
+def grouped(groups: Groups, make: Callable[[float, float, float], optax.GradientTransformation]) -> Any:
     """make(learning-rate factor, weight-decay factor, epochs) for each group (pattern, *those); a learning rate of 0
     freezes. A group need not name its epochs: then they are 0, which stands for those of the run.
 
@@ -182,21 +199,10 @@ def grouped(
     """
     if not groups:
         return make(1.0, 1.0, 0.0)
-    for group in groups:
-        if not (isinstance(group, tuple) and [type(part) for part in group[:1]] == [str] and len(group) in (3, 4)):
-            form = "(pattern, learning-rate factor, weight-decay factor) or the same and epochs"
-            raise InputError(f"groups holds {group!r}; a group is {form}")
-        if not all(isinstance(number, int | float) and number >= 0 for number in group[1:]):
-            raise InputError(f"groups holds {group!r}; its factors and epochs must be numbers of at least 0")
-        try:
-            re.compile(group[0])
-        except re.error as error:
-            raise InputError(
-                f"groups holds the pattern '{group[0]}', which is no regular expression: {error}"
-            ) from None
+    _check(groups)
 
     def labels(params: Any) -> Any:
-        paths = jax.tree_util.tree_map_with_path(lambda path, _: "/".join(str(part.key) for part in path), params)
+        paths = _paths(params)
         for pattern, *_ in groups:
             if not any(re.fullmatch(pattern, path) for path in jax.tree.leaves(paths)):
                 known = ", ".join(jax.tree.leaves(paths))
@@ -214,6 +220,39 @@ def grouped(
         return make(rate, decay, epochs) if rate else optax.set_to_zero()
 
     return optax.partition({str(number): own(*rest) for number, (_, *rest) in enumerate(groups)}, labels)
+
+
+def frozen(groups: Groups, epoch: float) -> tuple[str, ...]:
+    """The patterns of the groups that do not train from `epoch` on: their factor is 0, or their epochs are over."""
+    _check(groups)
+    over = lambda epochs: bool(epochs) and 0 < epochs[0] <= epoch
+    return tuple(pattern for pattern, rate, _, *epochs in groups if not rate or over(epochs))
+
+
+def stop_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
+    """The parameters, those whose path matches a pattern as constants: what only their gradients need falls away."""
+    stop = lambda leaf, path: jax.lax.stop_gradient(leaf) if any(re.fullmatch(p, path) for p in patterns) else leaf
+    return jax.tree.map(stop, params, _paths(params)) if patterns else params
+
+
+def _check(groups: Groups) -> None:
+    for group in groups:
+        if not (isinstance(group, tuple) and [type(part) for part in group[:1]] == [str] and len(group) in (3, 4)):
+            form = "(pattern, learning-rate factor, weight-decay factor) or the same and epochs"
+            raise InputError(f"groups holds {group!r}; a group is {form}")
+        if not all(isinstance(number, int | float) and number >= 0 for number in group[1:]):
+            raise InputError(f"groups holds {group!r}; its factors and epochs must be numbers of at least 0")
+        try:
+            re.compile(group[0])
+        except re.error as error:
+            raise InputError(
+                f"groups holds the pattern '{group[0]}', which is no regular expression: {error}"
+            ) from None
+
+
+def _paths(params: Any) -> Any:
+    """The tree with each leaf's path, such as "Convolution_0/kernel", in its place."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "/".join(str(part.key) for part in path), params)
 
 
 def _warm(epoch: Any, warmup_epochs: float) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from cifar_jax.checkpoint import Checkpoints, read_json, write_json
 from cifar_jax.devices import Placement, compute_dtype, jit
 from cifar_jax.log import MetricsFile, Progress, wait
 from cifar_jax.metrics import Evaluation, summarise
+from cifar_jax.optim import frozen
 from cifar_jax.recipe import InputError, freeze, override
 from cifar_jax.workdir import Run, claim, completed, locked, read_recipe, with_functions
 
@@ -186,21 +188,34 @@ def _first(recipe: Any, numbers: Any, images: Any) -> train.TrainState:
     return train.prepare(recipe, train.init(recipe), images)
 
 
+Phases = tuple[tuple[int, tuple[str, ...]], ...]
+
+
+def _phases(recipe: Any, start: int, end: int) -> Phases:
+    """The epochs start..end in runs of (so many, the patterns of the groups that are frozen in them)."""
+    runs = itertools.groupby(range(start, end), lambda epoch: frozen(recipe.groups, epoch))
+    return tuple((len(list(epochs)), patterns) for patterns, epochs in runs)
+
+
 def _chunk(
-    recipe: Any, epochs: int, placement: Any, numbers: Any, state: Any, train_set: Any, validation_set: Any
+    recipe: Any, phases: Phases, placement: Any, numbers: Any, state: Any, train_set: Any, validation_set: Any
 ) -> Any:
-    """`epochs` epochs as one program -> (state, sums [epochs, ...], whether a batch of logits is finite)."""
+    """The epochs of `phases` as one program -> (state, sums [epochs, ...], whether a batch of logits is finite)."""
     recipe = override(recipe, numbers)
 
-    def epoch(state, _):
-        state, sums = train.train_epoch(recipe, state, train_set[0], train_set[1], placement)
+    def epoch(patterns, state, _):
+        state, sums = train.train_epoch(recipe, state, train_set[0], train_set[1], placement, patterns)
         if validation_set is not None:
             seen = evaluation.sums(recipe, state, validation_set[0], validation_set[1], "one", placement)
             sums["validation_loss_sum"] = seen["loss_sum"]
             sums["validation_correct"] = jnp.trace(seen["confusion"])
         return state, sums
 
-    state, sums = jax.lax.scan(epoch, state, length=epochs)
+    parts = []
+    for epochs, patterns in phases:
+        state, part = jax.lax.scan(functools.partial(epoch, patterns), state, length=epochs)
+        parts.append(part)
+    sums = jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
     # A step may spoil the weights after its own loss was taken, so they are tried before they may be saved.
     probe = (train_set if validation_set is None else validation_set)[0][: recipe.batch_size]
     finite = jnp.isfinite(evaluation.logits(recipe, state, probe)).all()
@@ -214,7 +229,7 @@ def whole_run(recipe: Any, seed: Any, train_set: Any, test_set: Any) -> tuple[An
     Returns the state, train_epoch's sums [epochs, steps], and evaluation.sums of the test set over the recipe's views.
     """
     state = _first(recipe, {"seed": seed}, train_set[0])
-    state, sums, _ = _chunk(recipe, recipe.epochs, None, {"seed": seed}, state, train_set, None)
+    state, sums, _ = _chunk(recipe, _phases(recipe, 0, recipe.epochs), None, {"seed": seed}, state, train_set, None)
     images, labels = test_set
     return state, sums, evaluation.sums(recipe, state, images, labels, recipe.evaluation.views)
 
@@ -246,16 +261,17 @@ def _train(
     if checkpoints and recipe.early_stopping.patience:
         best = (checkpoints.restore(state, "best") or (None,))[0]
 
-    programs: dict[int, Any] = {}
+    programs: dict[Phases, Any] = {}
 
     def launch(state: Any, epoch: int) -> tuple[int, Any, Any]:
         """Starts the chunk after `epoch`: chunks end at multiples of chunk_epochs, resumed or not."""
         end = min(recipe.epochs, (epoch // recipe.chunk_epochs + 1) * recipe.chunk_epochs)
         arguments = (numbers, state, train_set, validation_set)
-        if end - epoch not in programs:
-            program = jit(functools.partial(_chunk, recipe, end - epoch, placement.batch), donate_argnums=1)
-            programs[end - epoch] = program.lower(*arguments).compile()
-        state, sums, finite = programs[end - epoch](*arguments)
+        phases = _phases(recipe, epoch, end)
+        if phases not in programs:
+            program = jit(functools.partial(_chunk, recipe, phases, placement.batch), donate_argnums=1)
+            programs[phases] = program.lower(*arguments).compile()
+        state, sums, finite = programs[phases](*arguments)
         return end, state, (sums, finite)
 
     epoch, bar = int(state.step) // steps, Progress(recipe.epochs, int(state.step) // steps, progress)

@@ -15,7 +15,7 @@ import optax
 from cifar_jax.augment import augment
 from cifar_jax.losses import LOSSES
 from cifar_jax.models import MODELS
-from cifar_jax.optim import OPTIMIZERS, SCHEDULES, grouped
+from cifar_jax.optim import OPTIMIZERS, SCHEDULES, grouped, stop_gradients
 from cifar_jax.recipe import build, override, parameters
 
 Array = jax.Array
@@ -136,10 +136,11 @@ def prepare(recipe: Recipe, state: TrainState, images: Array) -> TrainState:
 
 
 def train_step(
-    recipe: Recipe, state: TrainState, images: Array, labels: Array, index: Array
+    recipe: Recipe, state: TrainState, images: Array, labels: Array, index: Array, frozen: tuple[str, ...] = ()
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step on images uint8 [B, H, W, C] and labels int32 [B], at `index` int32 [B] of the training set.
 
+    Parameters that match a pattern of `frozen` get no gradient: `optim.frozen` tells which groups need none.
     Returns the next state and {"loss_sum", "correct", "count", "learning_rate"}: sums over the batch as the model saw
     it, selected, augmented and with dropout. An image that was mixed with another counts as correct by its own label.
     """
@@ -152,7 +153,7 @@ def train_step(
     if proxy:
         chosen, proxy = select(recipe, state, inputs, targets)
         inputs, targets, labels = inputs[chosen], targets[chosen], labels[chosen]
-    where = state.batch_stats, inputs, targets, dropout_key
+    where = state.batch_stats, inputs, targets, dropout_key, frozen
     loss, gradients, logits, batch_stats = loss_and_gradients(recipe, state.params, *where)
     if recipe.sam.rho:  # Foret et al. 2021: the gradient where the loss is about highest within rho of the weights
         scale = recipe.sam.rho / jnp.maximum(optax.tree.norm(gradients), 1e-12)
@@ -207,9 +208,17 @@ def select(recipe: Recipe, state: TrainState, inputs: Array, targets: Array) -> 
 
 
 def loss_and_gradients(
-    recipe: Recipe, params: Any, batch_stats: Any, inputs: Array, targets: Array, dropout_key: Array
+    recipe: Recipe,
+    params: Any,
+    batch_stats: Any,
+    inputs: Array,
+    targets: Array,
+    dropout_key: Array,
+    frozen: tuple[str, ...] = (),
 ) -> tuple[Array, Any, Array, Any]:
     """The mean loss of inputs float32 [B, H, W, C] with targets [B, classes], its gradients, logits, batch_stats.
+
+    The gradients of the parameters that match a pattern of `frozen` are 0.
 
     The batch is taken in `gradient_accumulation` parts, one after another, and each is normalised by its own batch
     statistics. A part is not a run of neighbours but spread over the batch, and so over the devices.
@@ -217,7 +226,7 @@ def loss_and_gradients(
 
     def mean_loss(params, batch_stats, part):
         inputs, targets, number = part
-        variables = {"params": params, "batch_stats": batch_stats}
+        variables = {"params": stop_gradients(params, frozen), "batch_stats": batch_stats}
         rngs = {"dropout": jax.random.fold_in(dropout_key, number)}
         logits, updated = model(recipe).apply(variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs)
         losses = build(LOSSES, recipe.loss, "loss", logits=logits, targets=targets)
@@ -256,11 +265,17 @@ def lookahead(recipe: Recipe, step: Array, fast: Any, slow: Any) -> tuple[Any, A
 
 
 def train_epoch(
-    recipe: Recipe, state: TrainState, images: Array, labels: Array, placement: Any = None
+    recipe: Recipe,
+    state: TrainState,
+    images: Array,
+    labels: Array,
+    placement: Any = None,
+    frozen: tuple[str, ...] = (),
 ) -> tuple[TrainState, dict[str, Array]]:
     """Every image of uint8 [N, H, W, C] at most once, in an order that depends on the seed and the epoch.
 
-    Returns the state and train_step's sums, each [steps]. `placement` is the sharding of a batch over devices.
+    Returns the state and train_step's sums, each [steps]. `placement` is the sharding of a batch over devices, `frozen`
+    as in train_step.
     """
     steps = steps_per_epoch(recipe)
     order = jax.random.permutation(jax.random.fold_in(key(recipe, SHUFFLE), state.step // steps), len(images))
@@ -270,7 +285,7 @@ def train_epoch(
         batch = images[chosen], labels[chosen], chosen
         if placement is not None:
             batch = jax.lax.with_sharding_constraint(batch, placement)
-        return train_step(recipe, state, *batch)
+        return train_step(recipe, state, *batch, frozen)
 
     state, sums = jax.lax.scan(body, state, batches)
     if recipe.average.start_epoch:

@@ -1,5 +1,7 @@
 """Every architecture in evaluation against its paper's figure, written in NumPy in float64; where its weights start."""
 
+from statistics import NormalDist
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,11 +31,11 @@ def relu(x):
 
 
 def gelu(x):
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return x * np.vectorize(NormalDist().cdf)(x)
 
 
-def norm(x, params, statistics):
-    deviation = np.sqrt(np.float64(statistics["var"]) + 1e-5)
+def norm(x, params, statistics, epsilon=1e-5):
+    deviation = np.sqrt(np.float64(statistics["var"]) + epsilon)
     return (x - statistics["mean"]) / deviation * params["scale"] + params["bias"]
 
 
@@ -164,6 +166,23 @@ def vit(p, s, x):
     return dense(layer_norm(tokens, p["last_norm"])[:, 0], p["Dense_0"])
 
 
+def speedrun(p, s, x):
+    """SPEEDRUN's network as its authors compute it: every row of every convolution, pooled without the odd ones."""
+    activate = lambda name, own, x: gelu(norm(x, {"scale": 1, **p[name][own]}, s[name][own], 1e-12))
+    x = gelu(convolve(x, {"kernel": s["whitening"], "bias": p["whitening_bias"]}, pad=0))
+    for name in [name for name in p if name.startswith("group")]:
+        y = convolve(x, p[name]["Convolution_0"])
+        y = pool(y[:, : y.shape[1] // 2 * 2, : y.shape[2] // 2 * 2], np.max)
+        x = first = activate(name, "BatchNorm_0", y)
+        x = convolve(x, p[name]["Convolution_1"])
+        if "Convolution_2" not in p[name]:
+            x = activate(name, "BatchNorm_1", x)
+            continue
+        x = convolve(activate(name, "BatchNorm_1", x), p[name]["Convolution_2"])
+        x = gelu(norm(x, {"scale": 1, **p[name]["BatchNorm_2"]}, s[name]["BatchNorm_2"], 1e-12) + first)
+    return x.max((1, 2)) @ p["head"]["kernel"]
+
+
 PAPERS = {  # and the size of the images
     "vgg11": (vgg, 9),
     "vgg11_bn": (vgg, 9),
@@ -176,6 +195,8 @@ PAPERS = {  # and the size of the images
     "mobilenet_v2": (mobilenet, 8),
     "convmixer256_8": (convmixer, 8),
     "vit": (vit, 8),
+    "speedrun94": (lambda *given: speedrun(*given) / 8, 16),  # 15 rows after the whitening, 7 and 3 after the pools
+    "speedrun96": (lambda *given: speedrun(*given) / 9, 18),  # 17, 8, 4
 }
 
 

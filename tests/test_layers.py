@@ -1,6 +1,7 @@
 """The layers against the library's own formulations, for values and gradients."""
 
 import itertools
+from statistics import NormalDist
 
 import flax.linen as nn
 import jax
@@ -293,7 +294,7 @@ def test_activations_are_those_of_their_names():
         "relu6": np.clip(x, 0, 6),
         "leaky_relu": np.where(x > 0, x, 0.01 * x),
         "elu": np.where(x > 0, x, np.expm1(x)),
-        "gelu": 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+        "gelu": x * np.vectorize(NormalDist().cdf)(x),
         "silu": x / (1 + np.exp(-x)),
         "mish": x * np.tanh(np.log1p(np.exp(x))),
         "tanh": np.tanh(x),
@@ -306,6 +307,55 @@ def test_activations_are_those_of_their_names():
 def test_an_unknown_activation_is_answered_with_the_nearest():
     with pytest.raises(InputError, match="activation 'rellu' is unknown; did you mean 'relu'"):
         layers.activation("rellu")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelus_gradient_is_that_of_its_formula(dtype):
+    x, cotangent = jnp.linspace(-5, 5, 41).astype(dtype), jnp.linspace(1, 2, 41).astype(dtype)
+    (found,) = jax.vjp(layers.gelu, x)[1](cotangent)
+    normal = NormalDist()
+    slope = [normal.cdf(value) + value * normal.pdf(value) for value in np.float64(x)]
+    assert found.dtype == dtype
+    np.testing.assert_allclose(
+        np.float64(found), slope * np.float64(cotangent), atol=2e-6 if dtype == jnp.float32 else 0.02
+    )
+
+
+@pytest.mark.parametrize("use_scale", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)])
+@pytest.mark.parametrize("shape", [(6, 5, 3, 4), (8, 4)])
+def test_batch_norm_is_linens(shape, dtype, tolerance, use_scale):
+    """In training, with all gradients and the running statistics, and in evaluation."""
+    x, cotangent = (3 + normal(0, shape)).astype(dtype), normal(1, shape, dtype)
+    fields = {"momentum": 0.7, "epsilon": 1e-3, "dtype": dtype, "use_scale": use_scale}
+    params = {"bias": normal(2, (4,)), **({"scale": 1 + 0.3 * normal(3, (4,))} if use_scale else {})}
+    running = {"mean": normal(4, (4,)), "var": 1 + normal(5, (4,)) ** 2}
+
+    def answers(module, params, x):
+        run = lambda params, x: module(False, **fields).apply(
+            {"params": params, "batch_stats": running}, x, mutable=["batch_stats"]
+        )
+        outputs, pull, updated = jax.vjp(run, params, x, has_aux=True)
+        evaluated = module(True, **fields).apply({"params": params, "batch_stats": running}, x)
+        return outputs, pull(cotangent), updated, evaluated
+
+    found, expected = jit(lambda *given: [answers(module, *given) for module in (layers.BatchNorm, nn.BatchNorm)])(
+        params, x
+    )
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(lambda one, other: assert_close(one, other, tolerance), found, expected)
+    first, other = (module(False, **fields).init(jax.random.key(0), x) for module in (layers.BatchNorm, nn.BatchNorm))
+    jax.tree.map(np.testing.assert_array_equal, first, other)
+
+
+def test_batch_norm_of_equal_values_is_its_bias_and_finite():
+    """The difference of the mean square and the squared mean may come out below zero."""
+    x = jnp.full((64, 3), 1000.3)
+    module = layers.BatchNorm(False, epsilon=1e-12, use_scale=False)
+    variables = module.init(jax.random.key(0), x)
+    value, gradient = jax.value_and_grad(lambda x: module.apply(variables, x, mutable=["batch_stats"])[0].sum())(x)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
 
 
 DEPTHWISE = [case for case in CASES if case[1] != (1, 1)]

@@ -11,7 +11,7 @@ import pytest
 
 from cifar_jax import train
 from cifar_jax.check import check
-from cifar_jax.optim import DECAYED, OPTIMIZERS, SCHEDULES, orthogonal
+from cifar_jax.optim import DECAYED, OPTIMIZERS, SCHEDULES, frozen, orthogonal
 from cifar_jax.recipe import InputError, build, freeze, from_json, override, to_json
 from tests import made
 
@@ -208,6 +208,18 @@ def test_muons_direction_is_nearly_orthogonal_and_keeps_the_singular_vectors():
     assert not np.asarray(orthogonal(jnp.zeros((3, 3, 2, 4)))).any()
 
 
+def test_filters_of_several_sizes_are_made_orthogonal_each_on_its_own():
+    shapes = [(3, 3, 3, 8), (3, 3, 8, 8), (3, 3, 1, 8), (1, 1, 4, 40), (3, 3, 1, 40), (1, 1, 8, 8)]
+    filters = {str(shape): np.random.RandomState(0).normal(size=shape).astype(np.float32) for shape in shapes}
+    found = orthogonal({"first": filters, "second": {"other": filters[str(shapes[0])] * 2}}, dtype="float32")
+    for name, leaf in filters.items():
+        np.testing.assert_allclose(
+            as_matrix(np.asarray(found["first"][name])), newton_schulz(as_matrix(leaf)), atol=1e-5
+        )
+    np.testing.assert_allclose(found["second"]["other"], found["first"][str(shapes[0])], atol=1e-5)
+    assert orthogonal({}) == {}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("scale", [1e-5, 1e5])
 def test_muons_direction_does_not_depend_on_the_gradients_scale_in_any_dtype(dtype, scale):
@@ -316,6 +328,14 @@ def test_a_group_with_epochs_of_its_own_ends_its_schedule_there_and_freezes():
         updates, _ = transformation.update(ones, train.optimizer(recipe, 0).init(params), params)
         np.testing.assert_allclose(updates["Dense_0"]["bias"], -short, atol=1e-6)
         np.testing.assert_allclose(updates["Dense_0"]["kernel"], -0.5 * (1 - step / 16), rtol=1e-6)
+
+
+def test_frozen_names_the_groups_that_train_no_more():
+    groups = (("a", 1.0, 1.0), ("b", 0.0, 1.0), ("c", 1.0, 1.0, 1.5), ("d", 1.0, 1.0, 0.0))
+    assert frozen((), 5) == ()
+    assert [frozen(groups, epoch) for epoch in (0, 1, 2, 9)] == [("b",), ("b",), ("b", "c"), ("b", "c")]
+    with pytest.raises(InputError, match="a group is"):
+        frozen((("a", 1.0),), 0)
 
 
 def test_a_group_is_frozen_after_its_epochs_whatever_the_schedule():

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import train
+from cifar_jax import fit, optim, run, train
 from cifar_jax.check import check
+from cifar_jax.counts import multiply_adds
 from cifar_jax.devices import jit
 from cifar_jax.recipe import InputError, override
 from tests import made
@@ -403,3 +404,37 @@ def test_numbers_out_of_range_are_told_before_anything_is_traced(changes, answer
     with pytest.raises(InputError) as error:
         check(made.recipe(changes))
     assert answer in str(error.value)
+
+
+FREEZING = (("Convolution_0/.*", 1.0, 1.0, 2), ("Convolution_1/.*", 1.0, 1.0, 1.5), ("Dense.*", 1.0, 1.0))
+
+
+def test_frozen_parameters_cost_no_gradients_and_the_others_train_as_before():
+    recipe = made.recipe(groups=FREEZING, optimizer={"name": "sgd", "learning_rate": 0.1, "weight_decay": 0.01})
+    images, labels = map(jnp.asarray, whole())
+    state = made.init(recipe)
+    late = state.replace(step=jnp.int32(8))  # two epochs are over: both groups of convolutions are frozen
+    patterns = optim.frozen(recipe.groups, 2)
+    assert patterns == ("Convolution_0/.*", "Convolution_1/.*")
+    epoch = lambda patterns: lambda state: train.train_epoch(recipe, state, images, labels, None, patterns)
+    (slow, _), (fast, _) = (jit(epoch(frozen))(late) for frozen in ((), patterns))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), slow.params, fast.params)
+    made.assert_same(fast.params["Convolution_0"], state.params["Convolution_0"])
+    assert np.any(fast.params["Dense_0"]["kernel"] != state.params["Dense_0"]["kernel"])
+    work = [multiply_adds(jax.make_jaxpr(epoch(frozen))(late).jaxpr) for frozen in ((), patterns[:1], patterns)]
+    assert work[0] > work[1] > work[2]
+
+
+@pytest.mark.parametrize("chunk_epochs", [1, 4])
+def test_fit_stops_the_gradients_of_a_group_after_its_epochs(chunk_epochs):
+    """The run is that of a loop that never stops them; the first epochs with all groups are one part of it."""
+    data = {"train": made.split(), "test": made.split(seed=1)}
+    recipe = made.recipe(groups=FREEZING, chunk_epochs=chunk_epochs, **{"data.validation": 0})
+    patterns = ("Convolution_0/.*", "Convolution_1/.*")
+    assert run._phases(recipe, 0, 4) == ((2, ()), (2, patterns))
+    assert run._phases(recipe, 1, 3) == ((1, ()), (1, patterns))
+    found = fit(recipe, data=data, progress=False).state
+    state = made.init(recipe)
+    for _ in range(4):
+        state, _ = made.epoch(recipe)(state, data["train"].images, data["train"].labels)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found.params, state.params)

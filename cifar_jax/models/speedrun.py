@@ -17,8 +17,8 @@ reaches it; until `prepare` is called, it is a random rotation of the 2x2 patche
 start as the identity on as many channels as there are, the others uniform. Norms have a bias and no scale.
 
                             parameters (10 classes)    multiply-adds (32x32)
-    speedrun94                           1,971,352                        118.1 M
-    speedrun96                           9,915,416                        452.0 M
+    speedrun94                           1,971,352                        105.4 M
+    speedrun96                           9,915,416                        414.4 M
 
 The 288 numbers of the whitening are not among the parameters.
 """
@@ -31,7 +31,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.layers import BatchNorm, Convolution, activation, convolution, max_pool
+from cifar_jax.layers import BatchNorm, Convolution, activation, convolution, gelu, max_pool
 
 Array = jax.Array
 
@@ -95,8 +95,11 @@ class Group(nn.Module):
         activate = activation(self.activation)
         conv = partial(Convolution, self.features, use_bias=False, dtype=self.dtype, kernel_init=dirac)
         norm = partial(BatchNorm, not train, momentum=self.momentum, epsilon=1e-12, use_scale=False, dtype=self.dtype)
-        x = conv()(x)
-        x = max_pool(x, (min(2, x.shape[1]), min(2, x.shape[2])))  # images below 16x16 come down to one pixel early
+        # Images below 16x16 come down to one pixel early, which is not pooled. Of an odd number of rows no window sees
+        # the last one: it is not computed, which saves 11% of the multiply-adds and changes nothing.
+        window = min(2, x.shape[1]), min(2, x.shape[2])
+        seen = [(1, 1 - size % side) for size, side in zip(x.shape[1:3], window, strict=True)]
+        x = max_pool(conv(padding=seen)(x), window)
         x = first = activate(norm()(x))
         x = norm()(conv()(x))
         if self.depth == 3:
@@ -125,7 +128,7 @@ class Speedrun(nn.Module):
         whitening = self.variable("batch_stats", "whitening", lambda: rotation(self.make_rng("params"), channels))
         bias = self.param("whitening_bias", uniform((4 * channels) ** -0.5), (8 * channels,))
         x = convolution(images.astype(self.dtype), whitening.value.astype(self.dtype), padding="VALID")
-        x = jax.nn.gelu(x + bias.astype(self.dtype))
+        x = gelu(x + bias.astype(self.dtype))
         for number, features in enumerate(self.widths):
             group = Group(features, self.depth, self.activation, self.momentum, self.dtype, name=f"group{number + 1}")
             x = group(x, train)
