@@ -1,8 +1,9 @@
-"""How long training and inference take beside PyTorch on this machine's CPU: both sides warm, taking turns, in one run.
+"""How long training and inference take beside PyTorch on this machine: both sides warm, taking turns, in one run.
 
     python benchmarks/against_torch.py step --torch-python=PATH              # a training step of each network
     python benchmarks/against_torch.py epochs --epochs=1 --torch-python=PATH # configs/cnn.py on CIFAR-10
     python benchmarks/against_torch.py inference --torch-python=PATH         # 256 images, and one
+    python benchmarks/against_torch.py gpu --torch-python=PATH               # steps on an NVIDIA GPU, in bfloat16
     python benchmarks/against_torch.py step --smoke                          # tiny, for errors only
 
 --torch-python is the Python of an environment that has torch and numpy; this one's by default. CIFAR-10 is found as the
@@ -35,6 +36,8 @@ STEPS = {
     "wide_resnet16_4": (64, 4),
     "resnet18": (64, 4),
 }
+# The same on a GPU, for turns of about two seconds.
+GPU = {"resnet18": (512, 80), "wide_resnet16_4": (512, 80), "vgg16_bn": (512, 120), "resnet20": (512, 240)}
 # Calls a turn by batch size, for turns of about a second.
 CALLS = {
     "cnn": {256: 40, 1: 1000},
@@ -52,7 +55,8 @@ SMOKE: dict[str, dict[str, Any]] = {
     "wide_resnet16_4": {"width": 2, "widen": 2, "depth": 10},
     "resnet18": {"width": 4, "stages": (1, 1)},
 }
-KINDS = {"step": tuple(STEPS), "epochs": ("cnn",), "inference": tuple(CALLS)}  # and the networks of each
+# And the networks of each.
+KINDS = {"step": tuple(STEPS), "epochs": ("cnn",), "inference": tuple(CALLS), "gpu": tuple(GPU)}
 
 # Largest difference that two networks that are alike may have: of their weights after a few steps from the same ones,
 # as a share of the way, and of their logits, as a share of the largest. Seen: 1e-6 without batch normalisation, 0.7% in
@@ -72,6 +76,9 @@ def main() -> int:
         print(f"note: {message}; only our side runs" if options.smoke else f"error: {message}", file=sys.stderr)
         if not options.smoke:
             return 2
+    if options.what == "gpu" and torch_python and not options.smoke and not gpu(torch_python):
+        print(f"error: the torch of {torch_python} sees no NVIDIA GPU; 'step' measures processors", file=sys.stderr)
+        return 2
     if options.smoke:
         smoke(options.what, options.models, torch_python)
         return 0
@@ -104,9 +111,15 @@ def has_torch(python: str) -> bool:
     return False
 
 
+def gpu(torch_python: str) -> str:
+    """The name of the GPU that its torch sees; empty without one."""
+    code = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+    return subprocess.run([torch_python, "-c", code], capture_output=True, text=True).stdout.strip()
+
+
 def smoke(what: str, models: tuple[str, ...], torch_python: str | None) -> None:
     """Everything once, on tiny networks, in the same processes: for errors only."""
-    with started(torch_python) as workers:
+    with started(what, torch_python) as workers:
         for name in models:
             model = {"name": name, **SMOKE[name]}
             if what == "inference":
@@ -122,21 +135,21 @@ def measure(what: str, name: str, torch_python: str | None, rounds: int, epochs:
     model = {"name": name}
     if what == "inference":
         for batch_size, calls in CALLS[name].items():
-            with started(torch_python) as workers:
+            with started(what, torch_python) as workers:
                 yield measure_inference(workers, model, batch_size, calls, rounds)
     else:
-        batch_size, steps = STEPS[name] if what == "step" else (0, 0)
-        with started(torch_python) as workers:
+        batch_size, steps = {"step": STEPS, "gpu": GPU}.get(what, {}).get(name, (0, 0))
+        with started(what, torch_python) as workers:
             yield measure_training(workers, what, model, batch_size, steps, epochs, rounds)
 
 
 @contextlib.contextmanager
-def started(torch_python: str | None) -> Iterator[dict[str, Worker]]:
+def started(what: str, torch_python: str | None) -> Iterator[dict[str, Worker]]:
     """Our worker, and PyTorch's two where there is one."""
     workers = {"ours": Worker(sys.executable, "ours.py")}
+    forms = {"eager": {}, "compiled": {}} if what == "gpu" else {"plain": {}, "fast": FAST}
     if torch_python:
-        workers["plain"] = Worker(torch_python, "torch_peer.py")
-        workers["fast"] = Worker(torch_python, "torch_peer.py", FAST)
+        workers |= {form: Worker(torch_python, "torch_peer.py", variables) for form, variables in forms.items()}
     try:
         yield workers
     finally:
@@ -169,7 +182,7 @@ def measure_training(
     """Epochs of `steps` steps on made-up images, or of configs/cnn.py's data set where `steps` is 0."""
     ready, differences = prepared(workers, "prepare", model=model, batch_size=batch_size, steps=steps)
     train = {side: functools.partial(worker.ask, "train", epochs=epochs) for side, worker in workers.items()}
-    if what == "step":  # an epoch is long enough to need no warming up
+    if what != "epochs":  # an epoch is long enough to need no warming up
         turns(train, 1)
     clock = OthersClock(workers.values())
     answers = turns(train, rounds)
@@ -190,6 +203,7 @@ def measure_training(
         "differences": differences,
         "steps_a_turn": counted,
         "epochs_a_turn": epochs,
+        **({"gpu": sides["ours"]["device"]} if what == "gpu" else {}),
         **machine(),
         "others_share_of_cpu": others,
         "sides": sides,

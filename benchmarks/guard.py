@@ -38,8 +38,9 @@ def main() -> int:
     worse, reasons = [], dict.fromkeys(known, "it has no measurement here")
     for what in options.what:
         for name in against_torch.KINDS[what]:
-            if not torch_python:
-                reasons |= dict.fromkeys(files_of(what, name, known), no_torch)
+            if not torch_python or (what == "gpu" and not against_torch.gpu(torch_python)):
+                reason = "its torch sees no NVIDIA GPU" if torch_python else no_torch
+                reasons |= dict.fromkeys(files_of(what, name, known), reason)
                 continue
             for result in measured(what, name, torch_python, options.rounds, reasons, known):
                 worse += judge(result, known, reasons, torch_python, options.rounds)
@@ -138,7 +139,7 @@ def incomparable(result: Result, before: Result | None) -> str | None:
         return f"other programs took {result['others_share_of_cpu']:.0%} of the processors"
     if before is None:
         return "it is not committed yet"
-    for field in ("cpu", "cores"):
+    for field in ("gpu",) if result["what"] == "gpu" else ("cpu", "cores"):
         if result[field] != before[field]:
             return f"{field} is {result[field]} here, and was {before[field]}"
     return None

@@ -152,7 +152,7 @@ class Ours:
     def check(self, recipe: Any, path: Path, images: np.ndarray, labels: np.ndarray) -> None:
         """Leaves what the peer needs to show that it trains the same network by the same rule: a batch, the weights,
         and the weights after some steps on that batch."""
-        recipe = freeze(cj.override(recipe, {"optimizer.learning_rate": CHECK_RATE}))
+        recipe = freeze(cj.override(recipe, {"optimizer.learning_rate": CHECK_RATE, "dtype": "float32"}))
         step = jit(lambda *arguments: train.train_step(recipe, *arguments))
         states = [self.init()]
         for _ in range(CHECK_STEPS):
@@ -209,7 +209,7 @@ class Ours:
         return {"seconds": seconds}
 
     def describe(self) -> dict[str, Any]:
-        return {"jax": jax.__version__, "device": str(jax.devices()[0]), "threads": cores(), **usage()}
+        return {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "threads": cores(), **usage()}
 
 
 def save(path: Path, weights: list[np.ndarray], buffers: dict[str, np.ndarray], **arrays: Any) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
-FORMS = ("plain", "fast")
+FORMS, GPU_FORMS = ("plain", "fast"), ("eager", "compiled")
 
 
 def write_tables(results: Path) -> None:
-    """results/against_torch.md from every step_, epochs_ and inference_*.json there."""
-    records = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    """results/against_torch.md from every step_, gpu_, epochs_ and inference_*.json there."""
+    everything = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
+    records = [record for record in everything if "what" in record]  # others hold speedruns, tables and growth
     parts = []
     for title, chosen, columns in TABLES:
         rows = [record for record in records if chosen(record)]
@@ -24,12 +25,9 @@ def write_tables(results: Path) -> None:
 
 
 def note(records: list[Record]) -> str:
-    machines = {f"{record['cores']} cores of {record['cpu']}" for record in records}
-    versions = {
-        f"{name} {record['sides'][side][name]}"
-        for record in records
-        for side, name in (("ours", "jax"), ("fast", "torch"))
-    }
+    machines = {record.get("gpu", f"{record['cores']} cores of {record['cpu']}") for record in records}
+    sides = [side for record in records for side in record["sides"].values()]
+    versions = {f"{name} {side[name]}" for side in sides for name in ("jax", "torch") if name in side}
     return (
         f"{'; '.join(sorted(machines))}; {', '.join(sorted(versions))}. Medians; ratios with their least and greatest."
     )
@@ -51,6 +49,12 @@ def step_time(side: str) -> Callable[[Record], str]:
     return lambda record: f"{statistics.median(record['sides'][side]['step_ms']):.2f} ms"
 
 
+def images_trained(side: str) -> Callable[[Record], str]:
+    return lambda record: (
+        f"{record['setting']['batch_size'] / statistics.median(record['sides'][side]['step_ms']) * 1e3:,.0f}"
+    )
+
+
 def turn_time(side: str) -> Callable[[Record], str]:
     return lambda record: f"{statistics.median(record['sides'][side]['step_ms']) * record['steps_a_turn'] / 1e3:.1f} s"
 
@@ -65,14 +69,18 @@ def latency(side: str) -> Callable[[Record], str]:
     return lambda record: f"{record['sides'][side]['median_ms']:.2f}, {record['sides'][side]['p95_ms']:.2f} ms"
 
 
-def columns(time: Callable[[str], Callable[[Record], str]], sides: tuple[str, ...] = ("ours", *FORMS)) -> Record:
-    """The columns that every kind of measurement has, `time` a side's."""
-    named = {side: f"torch, {side}" if side in FORMS else side for side in sides}
+def columns(
+    time: Callable[[str], Callable[[Record], str]],
+    sides: tuple[str, ...] = ("ours", *FORMS),
+    forms: tuple[str, ...] = FORMS,
+) -> Record:
+    """The columns that every kind of measurement has, `time` a side's; `forms` are the sides that are PyTorch's."""
+    named = {side: f"torch, {side}" if side in forms else side for side in sides}
     return {
         "network, batch": network,
         **{named[side]: time(side) for side in sides},
-        **{f"ours ÷ {form}": compared(form) for form in FORMS},
-        "n": lambda record: str(record["ratios"]["fast"]["n"]),
+        **{f"ours ÷ {form}": compared(form) for form in forms},
+        "n": lambda record: str(record["ratios"][forms[-1]]["n"]),
         "others' CPU": lambda record: f"{record['others_share_of_cpu']:.0%}",
         "date": lambda record: record["date"],
     }
@@ -92,6 +100,11 @@ def is_inference(record: Record, one: bool) -> bool:
 
 TABLES: list[tuple[str, Callable[[Record], bool], Record]] = [
     ("A training step", lambda record: record["what"] == "step", columns(step_time) | PEAK),
+    (
+        "Training on a GPU in bfloat16, images a second",
+        lambda record: record["what"] == "gpu",
+        columns(images_trained, ("ours", *GPU_FORMS), GPU_FORMS),
+    ),
     (
         "Epochs on CIFAR-10",
         lambda record: record["what"] == "epochs",

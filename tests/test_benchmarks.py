@@ -55,6 +55,28 @@ def test_a_figure_of_another_or_a_busy_machine_is_not_compared(guard, fields, re
     assert guard.incomparable(RESULT, None) == "it is not committed yet"
 
 
+def test_a_gpus_figures_are_compared_by_gpu_whatever_processor_feeds_it(guard):
+    before = changed(what="gpu", gpu="NVIDIA H200")
+    assert guard.incomparable(changed(what="gpu", gpu="NVIDIA H200", cpu="another"), before) is None
+    assert "gpu is NVIDIA A100 here" in guard.incomparable(changed(what="gpu", gpu="NVIDIA A100"), before)
+
+
+def test_the_tables_take_the_ratios_and_leave_the_other_results(guard, tmp_path):
+    """Speedruns, tables of recipes and growth lie in the same folder."""
+    import report
+
+    ratios = {form: {"median": 0.8, "min": 0.7, "max": 0.9, "n": 6} for form in ("eager", "compiled")}
+    sides = {"ours": {"step_ms": [40.0], "jax": "1"}, **{form: {"step_ms": [50.0], "torch": "2"} for form in ratios}}
+    setting = {"model": {"name": "resnet18"}, "batch_size": 512}
+    result = changed(what="gpu", gpu="NVIDIA H200", ratios=ratios, sides=sides, setting=setting, date="2026-11-21")
+    (tmp_path / "gpu_resnet18.json").write_text(json.dumps(result))
+    (tmp_path / "speedrun_speedrun94.json").write_text(json.dumps({"recipe": "speedrun94"}))
+    report.write_tables(tmp_path)
+    text = (tmp_path / "against_torch.md").read_text()
+    assert "NVIDIA H200; jax 1, torch 2" in text
+    assert "| resnet18, 512 | 12,800 | 10,240 | 10,240 | **0.80** (0.70 to 0.90) |" in text
+
+
 @pytest.mark.parametrize(("second", "count"), [(1.5, 1), (1.3, 0)])
 def test_worse_is_what_is_worse_twice(guard, monkeypatch, second, count):
     """The second measurement decides; neither is written where the machine was busy, both are otherwise."""
