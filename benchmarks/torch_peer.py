@@ -55,7 +55,7 @@ class Peer:
         torch.set_num_threads(cores())
         self.form, self.setting, self.half, self.compile = form, setting, False, False
         gpu = form in ("eager", "compiled") and torch.cuda.is_available()
-        self.device = torch.device("cuda" if gpu else "cpu")
+        self.device: Any = torch.device("cuda" if gpu else "cpu")
         mean, std = (torch.tensor(setting[name]).reshape(1, -1, 1, 1).to(self.device) for name in ("mean", "std"))
         self.scale, self.shift = 1 / (255 * std), -mean / std
 

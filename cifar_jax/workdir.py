@@ -52,7 +52,8 @@ class Run:
         if images.dtype != np.uint8 or images.shape[1:] != expected:
             shown = f"{images.dtype} {list(images.shape)}"
             raise InputError(f"images are {shown}; this model takes uint8 [N, {', '.join(map(str, expected))}]")
-        size = min(self.recipe.evaluation.batch_size, max(1, len(images)))
+        # Few images are padded to a power of two: a program for each size that a caller may come with is a compilation.
+        size = min(self.recipe.evaluation.batch_size, 1 << max(0, len(images) - 1).bit_length())
         scores = [np.zeros((0, len(self.classes)), np.float32)]
         for start in range(0, len(images), size):
             batch = images[start : start + size]

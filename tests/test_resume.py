@@ -239,6 +239,17 @@ def test_init_from_takes_the_weights_and_replaces_the_head(tmp_path):
         fit(made.recipe(**start, **{"model.width": 6}))
 
 
+def test_images_in_any_number_take_few_programs_and_get_the_same_logits():
+    run = fit(made.recipe({"epochs": 1, "data.validation": 0}))
+    images = np.concatenate([DATA["test"].images] * 2)[:37]  # a batch has 16
+    every = run.logits(images)
+    for count in (*range(20), 37):
+        found = run.logits(images[:count])
+        assert found.shape == (count, 4)
+        np.testing.assert_allclose(found, every[:count], rtol=1e-5, atol=1e-5)
+    assert run._program(run.recipe.evaluation.views)._cache_size() == 5  # 1, 2, 4, 8, 16
+
+
 def test_logits_are_those_of_the_evaluation(tmp_path):
     run = fit(made.recipe(**FULL), tmp_path)
     predicted = cj.load_run(tmp_path).logits(DATA["test"].images).argmax(-1)
