@@ -5,6 +5,7 @@
     python benchmarks/speedrun.py --config=configs/speedrun96.py --runs=6 --peer airbench=A/airbench96_faster.py
     python benchmarks/speedrun.py --runs=1 --images=4000 --field epochs=1 gradient_accumulation=8 model.momentum=0.938 \
         --peer torch=benchmarks/torch_speedrun.py --peer-python=PATH --peer-setting SPEEDRUN_EPOCHS=1  # on a CPU
+    python benchmarks/speedrun.py --runs=20 --holdout=5000 --field model.activation=silu    # to choose settings by
     python benchmarks/speedrun.py --smoke                                  # a tiny network, for errors only
 
 A peer is its author's file, fetched by you; only its count of runs is changed, in a copy. All sides train on the same
@@ -39,11 +40,14 @@ def main() -> int:
         if not Path(path).is_file() or not BLOCK.search(Path(path).read_text()):
             print(f"error: '{path}' is not a peer's program: it must hold 'range(200)', its runs", file=sys.stderr)
             return 2
-    name = Path(options.config).stem
+    if peers and options.holdout:
+        print("error: --holdout evaluates on other images than the peers do; leave --peer out", file=sys.stderr)
+        return 2
+    name, published = Path(options.config).stem, not (options.smoke or options.holdout)
     record: dict[str, Any] = {"recipe": name, "date": date.today().isoformat(), "sides": {}, "machine": machine()}
     record["settings"] = [*options.field, *([f"images={options.images}"] if options.images else [])]
     with tempfile.TemporaryDirectory() as folder:
-        cold = whole_process(options, str(Path(folder, "compiled"))) if not options.smoke else {}
+        cold = whole_process(options, str(Path(folder, "compiled"))) if published else {}
         ours = Worker(sys.executable, "speedrun.py", {"SPEEDRUN_WORKER": "1"})
         record["ready"] = ours.ask("prepare", **asked(options), folder=folder)
         record["ours"] = {"cold_process": cold}
@@ -53,10 +57,10 @@ def main() -> int:
             block = ours.ask("train", seeds=seeds) if side == "ours" else run_peer(options, peers[side], Path(folder))
             record["sides"].setdefault(side, []).append(block)
             print(describe(record), flush=True)
-            if not options.smoke:
+            if published:
                 write(record, name)
         ours.close()
-        if not options.smoke:
+        if published:
             record["ours"]["warm_process"] = whole_process(options, "")
             write(record, name)
     return 0
@@ -72,6 +76,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--images", type=int, default=0, help="of the training set, and a fifth of the test set; 0: all"
     )
+    parser.add_argument(
+        "--holdout", type=int, default=0, help="evaluate on so many training images, held out; writes nothing"
+    )
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has torch and torchvision")
     parser.add_argument("--peer-setting", nargs="*", default=[], help="of its environment: SPEEDRUN_EPOCHS=1")
     parser.add_argument("--smoke", action="store_true", help="a tiny network and made-up images; writes nothing")
@@ -81,7 +88,13 @@ def parse() -> argparse.Namespace:
 
 
 def asked(options: argparse.Namespace) -> dict[str, Any]:
-    return {"config": options.config, "fields": options.field, "smoke": options.smoke, "count": options.images}
+    return {
+        "config": options.config,
+        "fields": options.field,
+        "smoke": options.smoke,
+        "count": options.images,
+        "holdout": options.holdout,
+    }
 
 
 def whole_process(options: argparse.Namespace, cache: str) -> dict[str, Any]:
@@ -193,7 +206,9 @@ def table(record: dict[str, Any]) -> str:
 class Runs:
     """Our side: the program is compiled once and run from as many seeds as wished."""
 
-    def prepare(self, config: str, fields: list[str], smoke: bool, count: int, folder: str) -> dict[str, Any]:
+    def prepare(
+        self, config: str, fields: list[str], smoke: bool, count: int, holdout: int, folder: str
+    ) -> dict[str, Any]:
         """Compiles the whole run, and runs it once; leaves the arrays in `folder` for the peers."""
         import launch
 
@@ -223,6 +238,10 @@ class Runs:
             splits = {split: data.load(recipe.data.name, split, progress=False) for split in ("train", "test")}
             limits = {"train": count or None, "test": count // 5 or None}
             sets = {split: (all.images[: limits[split]], all.labels[: limits[split]]) for split, all in splits.items()}
+        if holdout:  # stratified, and the same images in every process: those of data.validation
+            images, labels = sets["train"]
+            kept, held = data.hold_out(labels, holdout, recipe.data.seed)
+            sets = {"train": (images[kept], labels[kept]), "test": (images[held], labels[held])}
         resolved = {
             "dtype": compute_dtype(recipe.dtype),
             "data.validation": 0,

@@ -16,7 +16,8 @@ def check(recipe: Any) -> None:
     count = recipe.data.train_count
     if recipe.batch_size > count:
         raise InputError(f"batch_size={recipe.batch_size} is larger than the training set of {count} images; lower it")
-    for field, low, high in RANGES:
+    of_proxy = [(f"proxy{field[5:]}", low, high) for field, low, high in RANGES if field.startswith("model.")]
+    for field, low, high in RANGES + (of_proxy if recipe.selection.share else []):
         value = recipe
         for name in field.split("."):
             value = value.get(name) if not callable(value) else None
@@ -68,7 +69,7 @@ def check(recipe: Any) -> None:
         raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; look at its sizes") from error
 
 
-RANGES = [  # field, least, most
+RANGES: list[tuple[str, float, float]] = [  # field, least, most
     ("seed", 0, 2**31 - 1),
     ("epochs", 1, float("inf")),
     ("batch_size", 1, float("inf")),
@@ -113,6 +114,7 @@ RANGES = [  # field, least, most
     ("augment.randaugment", 0, 10),
     ("augment.trivial_augment", 0, 1),
     ("augment.cutout", 0, float("inf")),
+    ("augment.inner_cutout", 0, float("inf")),
     ("augment.random_erasing", 0, 1),
     ("augment.mixup", 0, float("inf")),
     ("augment.cutmix", 0, float("inf")),

@@ -2,8 +2,9 @@
 
 XLA's CPU compiler has fast convolutions only for the canonical layouts (images NHWC, kernels HWIO). The gradients that
 autodiff makes are not in that form inside a loop and run 16 to 80 times slower there (jax issue 12868), and the
-gradient of `reduce_window` becomes select-and-scatter, 20 times slower than the pooling below. So both layers state
-their gradients themselves. On other platforms the convolution keeps autodiff's form, which XLA matches to cuDNN's.
+gradient of `reduce_window` becomes select-and-scatter, 20 times slower than the pooling below. So these layers state
+their gradients themselves, and so do batch normalisation and GELU, to move less memory: reverse mode only (`jax.jvp` of
+them is refused). On other platforms the convolution keeps autodiff's form, which XLA matches to cuDNN's.
 """
 
 from collections.abc import Callable, Mapping, Sequence

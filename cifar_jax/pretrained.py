@@ -65,7 +65,10 @@ def first_state(recipe: Any, functions: Mapping[str, Any], state: train.TrainSta
     else:
         chosen = _of_run(recipe, functions, fresh)
     average = chosen if train.keeps_average(recipe) else {}
-    return state.replace(params=chosen["params"], batch_stats=chosen["batch_stats"], average=average)
+    opt_state = train.optimizer(recipe, 0).init(chosen["params"])  # some optimisers keep the weights they start from
+    return state.replace(
+        params=chosen["params"], batch_stats=chosen["batch_stats"], opt_state=opt_state, average=average
+    )
 
 
 def _refuse(path: Any, what: str) -> NoReturn:

@@ -5,7 +5,6 @@ A recipe is data. The sections in `BUILT` name a function of a table and give it
 """
 
 import difflib
-import functools
 import inspect
 import json
 import math
@@ -136,7 +135,8 @@ def parameters(function: Callable[..., Any]) -> dict[str, Any]:
 
 def build(table: Table, section: Any, kind: str, **given: Any) -> Any:
     """Calls the function that `section.name` names in `table` with the section's parameters and those of `given` that
-    it takes. `section.name` may be the function itself; an object that is no function (a Linen module) is the result.
+    it takes. `section.name` may be the function itself; an object with `apply` (a Linen module), or one that cannot be
+    called, is the result.
 
     Raises InputError on a name or a parameter that is unknown, or a parameter of another type.
     """
@@ -147,7 +147,7 @@ def build(table: Table, section: Any, kind: str, **given: Any) -> Any:
         if function not in table:
             raise InputError(f"{kind} '{function}' is unknown{nearest(function, list(table))}")
         function = table[function]
-    elif not (inspect.isroutine(function) or inspect.isclass(function) or isinstance(function, functools.partial)):
+    elif not callable(function) or (hasattr(function, "apply") and not inspect.isclass(function)):
         return function
     signature = inspect.signature(function).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values())

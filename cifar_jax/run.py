@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 from cifar_jax import data as datalib
 from cifar_jax import evaluation, pretrained, train
 from cifar_jax.check import check
-from cifar_jax.checkpoint import Checkpoints, read_json, write_json
+from cifar_jax.checkpoint import Checkpoints, write_json
 from cifar_jax.devices import Placement, compute_dtype, jit
 from cifar_jax.log import MetricsFile, Progress, wait
 from cifar_jax.metrics import Evaluation, summarise
-from cifar_jax.optim import frozen
+from cifar_jax.optim import frozen_groups
 from cifar_jax.recipe import InputError, freeze, override
 from cifar_jax.workdir import Run, claim, completed, locked, read_recipe, with_functions
 
@@ -104,6 +104,8 @@ def fit(
     recipe = freeze(_resolve(recipe, training))
     placement = Placement()
     placement.check("batch_size", recipe.batch_size)
+    if share := recipe.selection.share:
+        placement.check("batch_size times selection.share", round(recipe.batch_size * share))
     check(recipe)
     first_state = functools.partial(pretrained.first_state, recipe, functions)
     if not (workdir and list(workdir.glob("manifests/*.json"))):
@@ -139,9 +141,9 @@ def evaluate(
         raise InputError(f"data set '{recipe.data.name}' has classes {images.classes}; the run knows {run.classes}")
     chosen: Any = slice(None)
     if split != "test":
-        digest = read_json(run.workdir / "environment.json")["data_digest"] if run.workdir else images.digest
-        if images.digest != digest:
-            raise InputError(f"the run was trained on data with digest {digest}; the data set now has {images.digest}")
+        if images.digest != run.digest:
+            known = f"the run was trained on data with digest {run.digest}"
+            raise InputError(f"{known}; the data set now has {images.digest}")
         chosen = datalib.hold_out(images.labels, recipe.data.validation, recipe.data.seed)[split == "validation"]
         if not len(chosen):
             raise InputError("this run held out no images (data.validation=0), so it has no split 'validation'")
@@ -193,7 +195,7 @@ Phases = tuple[tuple[int, tuple[str, ...]], ...]
 
 def _phases(recipe: Any, start: int, end: int) -> Phases:
     """The epochs start..end in runs of (so many, the patterns of the groups that are frozen in them)."""
-    runs = itertools.groupby(range(start, end), lambda epoch: frozen(recipe.groups, epoch))
+    runs = itertools.groupby(range(start, end), lambda epoch: frozen_groups(recipe.groups, epoch))
     return tuple((len(list(epochs)), patterns) for patterns, epochs in runs)
 
 
@@ -255,7 +257,9 @@ def _train(
     log = MetricsFile(workdir / "metrics.jsonl") if workdir else None
     checkpoints = Checkpoints(workdir / "checkpoints") if workdir else None
     restored = checkpoints.restore(state) if checkpoints else None
-    state = restored[0] if restored else placement.put(first_state(state))
+    # Copied, because weights that stand in the state twice, as an average or an optimiser's start, cannot be donated.
+    keep = jit(lambda state: jax.tree.map(jnp.copy, state))
+    state = restored[0] if restored else keep(placement.put(first_state(state)))
     if log:
         history = log.truncate(int(state.step) // steps)
     if checkpoints and recipe.early_stopping.patience:
@@ -276,7 +280,6 @@ def _train(
 
     epoch, bar = int(state.step) // steps, Progress(recipe.epochs, int(state.step) // steps, progress)
     patient = bool(recipe.early_stopping.patience)
-    keep = jit(lambda state: jax.tree.map(jnp.copy, state))
     with contextlib.ExitStack() as stack:
         stack.callback(bar.close)
         if checkpoints:
@@ -307,7 +310,7 @@ def _train(
                 running = None if _ended(recipe, history, end) else launch(state, end)
             bar.update(lines)
             epoch = end
-    return Run(recipe, state if best is None else best, training.classes, history, workdir, None)
+    return Run(recipe, state if best is None else best, training.classes, history, workdir, None, training.digest)
 
 
 def _field(recipe: Any, path: str) -> Any:
@@ -376,5 +379,5 @@ def _check_finite(recipe: Any, sums: dict[str, np.ndarray], finite: Any, epoch: 
         rate = float(sums["learning_rate"].reshape(-1)[where])
         raise InputError(
             f"the loss is not finite at step {step} (epoch {step // train.steps_per_epoch(recipe) + 1}, learning rate"
-            f" {rate:g}); the last good checkpoint is kept: lower optimizer.learning_rate or set gradient_clip_norm"
+            f" {rate:g}); what was saved before is kept: lower optimizer.learning_rate or set gradient_clip_norm"
         )

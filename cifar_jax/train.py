@@ -15,8 +15,8 @@ import optax
 from cifar_jax.augment import augment
 from cifar_jax.losses import LOSSES
 from cifar_jax.models import MODELS
-from cifar_jax.optim import OPTIMIZERS, SCHEDULES, grouped, stop_gradients
-from cifar_jax.recipe import build, override, parameters
+from cifar_jax.optim import OPTIMIZERS, SCHEDULES, frozen_groups, grouped, stop_gradients
+from cifar_jax.recipe import InputError, build, override, parameters
 
 Array = jax.Array
 Recipe = Any  # ConfigDict or FrozenConfigDict
@@ -46,20 +46,29 @@ def model(recipe: Recipe, section: str = "model") -> nn.Module:
     return build(MODELS, recipe[section], section, num_classes=classes, dtype=dtype)
 
 
-def optimizer(recipe: Recipe, step: Array | int) -> optax.GradientTransformation:
-    """The gradient transformation of optimiser step `step`, with the learning rate of that step."""
-    section = recipe.optimizer
+def optimizer(recipe: Recipe, step: Array | int, section: str = "model") -> optax.GradientTransformation:
+    """The gradient transformation of optimiser step `step`, with the learning rate of that step, for the parameters of
+    recipe.model, or of recipe.proxy."""
+    chosen = recipe.optimizer
+    groups, field = (recipe.groups, "groups") if section == "model" else (recipe.selection.groups, "selection.groups")
 
     def make(rate_factor: float, decay_factor: float, epochs: float) -> optax.GradientTransformation:
         rate = learning_rate(recipe, step, epochs)
         changes: dict[str, Any] = {"optimizer.learning_rate": rate * rate_factor}
         if decay_factor != 1:
-            default = parameters(OPTIMIZERS[section.name])["weight_decay"] if section.name in OPTIMIZERS else 0.0
-            decay = section.weight_decay if "weight_decay" in section else default
+            known = parameters(OPTIMIZERS.get(chosen.name, chosen.name))
+            decay = chosen.get("weight_decay", known.get("weight_decay"))
+            if decay is None:
+                raise InputError(f"{field} holds a weight-decay factor of {decay_factor}; the optimizer has no decay")
             changes["optimizer.weight_decay"] = decay * decay_factor
-        return build(OPTIMIZERS, override(recipe, changes).optimizer, "optimizer")
+        made = build(OPTIMIZERS, override(recipe, changes).optimizer, "optimizer")
+        if not epochs:
+            return made
+        going = jnp.asarray(step) < epochs * steps_per_epoch(recipe)  # afterwards not even Muon's norm moves anything
+        stop = optax.stateless_with_tree_map(lambda update, _: jnp.where(going, update, jnp.zeros_like(update)))
+        return optax.chain(made, stop)
 
-    transformation = grouped(recipe.groups, make)
+    transformation = grouped(groups, make, field)
     if recipe.gradient_clip_norm:
         transformation = optax.chain(optax.clip_by_global_norm(recipe.gradient_clip_norm), transformation)
     return transformation
@@ -97,7 +106,8 @@ def init(recipe: Recipe) -> TrainState:
     proxy = {}
     if recipe.selection.share:
         first, statistics = _variables(recipe, "proxy")
-        proxy = {"params": first, "batch_stats": statistics, "opt_state": optimizer(recipe, 0).init(first)}
+        own = optimizer(recipe, 0, "proxy").init(first)
+        proxy = {"params": first, "batch_stats": statistics, "opt_state": own}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -136,16 +146,23 @@ def prepare(recipe: Recipe, state: TrainState, images: Array) -> TrainState:
 
 
 def train_step(
-    recipe: Recipe, state: TrainState, images: Array, labels: Array, index: Array, frozen: tuple[str, ...] = ()
+    recipe: Recipe,
+    state: TrainState,
+    images: Array,
+    labels: Array,
+    index: Array,
+    placement: Any = None,
+    frozen: tuple[str, ...] = (),
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step on images uint8 [B, H, W, C] and labels int32 [B], at `index` int32 [B] of the training set.
 
-    Parameters that match a pattern of `frozen` get no gradient: `optim.frozen` tells which groups need none.
+    `placement` is the sharding of a batch over devices. Parameters that match a pattern of `frozen`, or are in a group
+    whose learning-rate factor is 0, get no gradient, and have no part in clipping's norm or in SAM's.
     Returns the next state and {"loss_sum", "correct", "count", "learning_rate"}: sums over the batch as the model saw
     it, selected, augmented and with dropout. An image that was mixed with another counts as correct by its own label.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key(recipe, TRAIN), state.step))
-    targets = jax.nn.one_hot(labels, recipe.data.num_classes)
+    targets, frozen = jax.nn.one_hot(labels, recipe.data.num_classes), frozen or frozen_groups(recipe.groups, 0)
     given = {"index": index, "epoch": state.step // steps_per_epoch(recipe), "coin": key(recipe, COIN)}
     inputs = images.astype(jnp.float32) / 255
     inputs, targets = augment(recipe.augment, augment_key, inputs, targets, mean=recipe.data.mean, **given)
@@ -153,6 +170,8 @@ def train_step(
     if proxy:
         chosen, proxy = select(recipe, state, inputs, targets)
         inputs, targets, labels = inputs[chosen], targets[chosen], labels[chosen]
+        if placement is not None:
+            inputs, targets, labels = jax.lax.with_sharding_constraint((inputs, targets, labels), placement)
     where = state.batch_stats, inputs, targets, dropout_key, frozen
     loss, gradients, logits, batch_stats = loss_and_gradients(recipe, state.params, *where)
     if recipe.sam.rho:  # Foret et al. 2021: the gradient where the loss is about highest within rho of the weights
@@ -183,7 +202,8 @@ def select(recipe: Recipe, state: TrainState, inputs: Array, targets: Array) -> 
     rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(key(recipe, TRAIN), state.step), 1)}
 
     def hardest(params):
-        variables = {"params": params, "batch_stats": state.proxy["batch_stats"]}
+        trained = stop_gradients(params, frozen_groups(recipe.selection.groups, 0))
+        variables = {"params": trained, "batch_stats": state.proxy["batch_stats"]}
         apply: Any = model(recipe, "proxy").apply
         logits, updated = apply(variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs)
         losses = build(LOSSES, recipe.loss, "loss", logits=logits, targets=targets)
@@ -192,7 +212,7 @@ def select(recipe: Recipe, state: TrainState, inputs: Array, targets: Array) -> 
 
     def learn(params, opt_state):
         gradients, (chosen, batch_stats) = jax.grad(hardest, has_aux=True)(params)
-        updates, opt_state = optimizer(recipe, state.step).update(gradients, opt_state, params)
+        updates, opt_state = optimizer(recipe, state.step, "proxy").update(gradients, opt_state, params)
         return chosen, {
             "params": optax.apply_updates(params, updates),
             "batch_stats": batch_stats,
@@ -274,8 +294,7 @@ def train_epoch(
 ) -> tuple[TrainState, dict[str, Array]]:
     """Every image of uint8 [N, H, W, C] at most once, in an order that depends on the seed and the epoch.
 
-    Returns the state and train_step's sums, each [steps]. `placement` is the sharding of a batch over devices, `frozen`
-    as in train_step.
+    Returns the state and train_step's sums, each [steps]; `placement` and `frozen` as in train_step.
     """
     steps = steps_per_epoch(recipe)
     order = jax.random.permutation(jax.random.fold_in(key(recipe, SHUFFLE), state.step // steps), len(images))
@@ -285,7 +304,7 @@ def train_epoch(
         batch = images[chosen], labels[chosen], chosen
         if placement is not None:
             batch = jax.lax.with_sharding_constraint(batch, placement)
-        return train_step(recipe, state, *batch, frozen)
+        return train_step(recipe, state, *batch, placement, frozen)
 
     state, sums = jax.lax.scan(body, state, batches)
     if recipe.average.start_epoch:
@@ -299,8 +318,9 @@ def weight_average(recipe: Recipe, state: TrainState, images: Array, batches: Ar
     latest. -> {"params", "batch_stats"}.
 
     The averaged weights have batch statistics of their own, which no average of others gives: they are measured by a
-    forward pass over the epoch's batches (int32 [steps, B]), not augmented, with dropout. That costs about a third of
-    the epoch's time in models with batch normalisation, and nothing in others.
+    forward pass over the epoch's batches (int32 [steps, B]), not augmented, with dropout, as running averages that
+    start at the latest weights' (of which 0.9 ** steps stays, where the norms keep 0.9 at each). That costs about a
+    third of the epoch's time in models with batch normalisation, and nothing in others.
     """
     epoch = state.step // steps_per_epoch(recipe)  # the number of the one that has just ended, from 1
     share = 1 / jnp.maximum(epoch - recipe.average.start_epoch + 1, 1).astype(jnp.float32)

@@ -42,6 +42,7 @@ class Run:
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
     workdir: Path | None
     evaluation: Evaluation | None  # of the test split; None before the run is complete
+    digest: str | None = None  # of the training data
 
     def logits(self, images: np.ndarray, views: str | None = None) -> np.ndarray:
         """images uint8 [N, H, W, C] -> float32 [N, classes]; `views` as in augment.VIEWS, the recipe's if None.
@@ -102,13 +103,15 @@ def load_run(workdir: str | Path, which: str | None = None, **functions: Any) ->
         restored = checkpoints.restore(like, which or ("best" if recipe.early_stopping.patience else "last"))
     if restored is None:
         raise InputError(f"the run in '{workdir}' has no whole checkpoint yet; train it with --workdir={workdir}")
+    environment = read_json(workdir / "environment.json")
     return Run(
         recipe=recipe,
         state=restored[0],
-        classes=tuple(read_json(workdir / "environment.json")["classes"]),
+        classes=tuple(environment["classes"]),
         history=read_metrics(workdir / "metrics.jsonl"),
         workdir=workdir,
         evaluation=read_evaluation(workdir),
+        digest=environment["data_digest"],
     )
 
 

@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
             "selection": {
                 "share": 0.0,  # of each batch that is trained on, the images with the highest loss; 0 takes all
                 "every": 4,  # steps between two in which the proxy, whose losses these are, itself trains on them
+                "groups": (),  # those of the proxy's parameters, as `groups`
             },
             "proxy": {"name": "speedrun94"},  # a smaller model, read where selection.share is not 0
             "optimizer": {
@@ -61,6 +62,7 @@ def get_config() -> ConfigDict:
                 "randaugment": 0.0,  # magnitude of two operations an image, at most 10
                 "trivial_augment": 0.0,  # share of the paper's ranges for one operation an image; 1 is the paper's
                 "cutout": 0,  # side of the square filled with data.mean, pixels; it may overlap the border
+                "inner_cutout": 0,  # the same, but the square lies in the image
                 "random_erasing": 0.0,  # probability of noise in a rectangle of 0.02 to 0.4 of the image
                 "mixup": 0.0,  # alpha: each image is blended with another by a share of Beta(alpha, alpha)
                 "cutmix": 0.0,  # alpha: a rectangle of another image, its share of the area 1 - Beta(alpha, alpha)

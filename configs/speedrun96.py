@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 SELECTED, MOMENTUM = 512, 0.85
 SCALE = 1 + 1 / (1 - MOMENTUM)  # how much longer a step is than the gradient, with Nesterov's momentum
 RATE, DECAY, BIASES = 9 / 1024 / SCALE, 0.012 / SCALE, 64.0
+NORMS = ("group.*/bias", BIASES, 1 / BIASES)
 
 
 def get_config() -> ConfigDict:
@@ -25,7 +26,11 @@ def get_config() -> ConfigDict:
             "batch_size": 1024,
             "data": {"validation": 0},
             "model": network,
-            "selection": {"share": 0.5, "every": 4},
+            "selection": {
+                "share": 0.5,
+                "every": 4,
+                "groups": ((".*kernel", 1.0, 1.0), NORMS, ("whitening_bias", 0.0, 0.0)),
+            },
             "proxy": {**network, "widths": (32, 64, 64), "depth": 2},
             "optimizer": {
                 "name": "sgd",
@@ -35,13 +40,10 @@ def get_config() -> ConfigDict:
                 "weight_decay": DECAY / (RATE * SELECTED),
                 "decayed": "all",
             },
-            "groups": (
-                (".*(kernel|whitening_bias)", 1.0, 1.0),
-                ("group.*/bias", BIASES, 1 / BIASES),
-            ),
+            "groups": ((".*(kernel|whitening_bias)", 1.0, 1.0), NORMS),
             "schedule": {"name": "linear", "warmup_epochs": 4.5, "start": 0.2},
             "loss": {"name": "cross_entropy", "label_smoothing": 0.2},
-            "augment": {"alternating_flip": 1, "crop": 4, "cutout": 12},
+            "augment": {"alternating_flip": 1, "crop": 4, "inner_cutout": 12},
             "lookahead": {"steps": 5, "pull": 1 - 0.95**5, "power": 3.0},
             "evaluation": {"views": "mirror_shift"},
         }

@@ -29,6 +29,7 @@ STRENGTHS = {
     "randaugment": (2.0, 5.0, 10.0),
     "trivial_augment": (0.2, 0.5, 1.0),
     "cutout": (4, 8, 16),
+    "inner_cutout": (4, 8, 16),
     "random_erasing": (0.25, 0.5, 1.0),
     "mixup": (0.2, 1.0, 4.0),
     "cutmix": (0.2, 1.0, 4.0),

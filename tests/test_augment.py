@@ -27,6 +27,7 @@ STRENGTHS = {  # two of each; both leave some image other than it was
     "randaugment": (2.0, 10.0),
     "trivial_augment": (0.5, 1.0),
     "cutout": (1, 5),
+    "inner_cutout": (1, 5),
     "random_erasing": (0.5, 1.0),
     "mixup": (0.2, 1.0),
     "cutmix": (0.2, 1.0),
@@ -257,6 +258,18 @@ def test_cutout_fills_one_square_an_image_with_the_mean_of_the_data(pixels):
         assert max(rows.sum(), columns.sum()) <= min(pixels, 12)
         assert rows.sum() == pixels or rows[0] or rows[-1]  # smaller only where the border cuts it
     assert (changed.sum((1, 2)) == min(pixels, 12) ** 2).any()
+
+
+def test_inner_cutouts_square_lies_in_the_image_at_every_place_alike():
+    after = np.asarray(augment.inner_cutout(KEY, jnp.zeros((4000, 9, 12, 1)), 5, (0.5,)))[..., 0] > 0
+    assert (after.sum((1, 2)) == 25).all()
+    tops, lefts = after.any(2).argmax(1), after.any(1).argmax(1)
+    for found, places in ((tops, 5), (lefts, 8)):
+        counts = np.bincount(found, minlength=places)
+        assert len(counts) == places
+        assert np.abs(counts / 4000 - 1 / places).max() < 0.03
+    whole = np.asarray(augment.inner_cutout(KEY, jnp.zeros((2, 4, 6, 3)), 9, (0.2, 0.4, 0.6)))
+    np.testing.assert_allclose(whole, np.broadcast_to([0.2, 0.4, 0.6], whole.shape), rtol=1e-6)
 
 
 def test_cutouts_square_stands_about_any_pixel():

@@ -11,7 +11,7 @@ import pytest
 
 from cifar_jax import train
 from cifar_jax.check import check
-from cifar_jax.optim import DECAYED, OPTIMIZERS, SCHEDULES, frozen, orthogonal
+from cifar_jax.optim import DECAYED, OPTIMIZERS, SCHEDULES, frozen_groups, orthogonal
 from cifar_jax.recipe import InputError, build, freeze, from_json, override, to_json
 from tests import made
 
@@ -330,12 +330,40 @@ def test_a_group_with_epochs_of_its_own_ends_its_schedule_there_and_freezes():
         np.testing.assert_allclose(updates["Dense_0"]["kernel"], -0.5 * (1 - step / 16), rtol=1e-6)
 
 
+def test_nothing_moves_a_group_after_its_epochs_not_even_muons_norm():
+    groups = (("Convolution.*", 1.0, 1.0, 1), ("Dense.*", 1.0, 1.0))
+    recipe = made.recipe(groups=groups, optimizer={"name": "muon", "learning_rate": 0.1})
+    params = made.init(recipe).params
+    ones = jax.tree.map(jnp.ones_like, params)
+    for step, moves in ((3, True), (4, False)):
+        transformation = train.optimizer(recipe, step)
+        updates, _ = transformation.update(ones, transformation.init(params), params)
+        assert bool(np.any(updates["Convolution_0"]["kernel"])) == moves
+        assert np.any(updates["Dense_0"]["kernel"])
+
+
+def test_a_decay_factor_multiplies_the_default_of_the_callers_function():
+    def mine(learning_rate, weight_decay=0.5):
+        return optax.chain(optax.add_decayed_weights(weight_decay), optax.scale(-learning_rate))
+
+    recipe = made.recipe(groups=((".*", 1.0, 2.0),), optimizer={"name": mine, "learning_rate": 0.1})
+    params = {"w": jnp.ones(3)}
+    transformation = train.optimizer(recipe, 0)
+    updates, _ = transformation.update({"w": jnp.zeros(3)}, transformation.init(params), params)
+    np.testing.assert_allclose(updates["w"], -train.learning_rate(recipe, 0) * 2 * 0.5, rtol=1e-6)
+    without = made.recipe(groups=((".*", 1.0, 2.0),), optimizer={"name": optax.lion, "learning_rate": 0.1})
+    check(without)
+    bare = made.recipe(groups=((".*", 1.0, 2.0),), optimizer={"name": optax.sgd, "learning_rate": 0.1})
+    with pytest.raises(InputError, match=r"weight-decay factor of 2\.0; the optimizer has no decay"):
+        train.optimizer(bare, 0)
+
+
 def test_frozen_names_the_groups_that_train_no_more():
     groups = (("a", 1.0, 1.0), ("b", 0.0, 1.0), ("c", 1.0, 1.0, 1.5), ("d", 1.0, 1.0, 0.0))
-    assert frozen((), 5) == ()
-    assert [frozen(groups, epoch) for epoch in (0, 1, 2, 9)] == [("b",), ("b",), ("b", "c"), ("b", "c")]
+    assert frozen_groups((), 5) == ()
+    assert [frozen_groups(groups, epoch) for epoch in (0, 1, 2, 9)] == [("b",), ("b",), ("b", "c"), ("b", "c")]
     with pytest.raises(InputError, match="a group is"):
-        frozen((("a", 1.0),), 0)
+        frozen_groups((("a", 1.0),), 0)
 
 
 def test_a_group_is_frozen_after_its_epochs_whatever_the_schedule():

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.numpy import save_file
@@ -357,6 +358,18 @@ def test_a_frozen_body_stays_bit_for_bit(tensors, model, tmp_path):
             assert np.any(leaves[0] != leaves[1])
         for leaves in zip(*(jax.tree.leaves(state.batch_stats) for state in (before, after)), strict=True):
             assert np.any(leaves[0] != leaves[1])
+
+
+def test_an_optimizer_that_keeps_the_weights_it_starts_from_starts_from_the_given_ones(tmp_path):
+    def towards_its_start(learning_rate):
+        pull = lambda gradients, state, params: (jax.tree.map(lambda a, b: a - b, state, params), state)
+        return optax.GradientTransformation(lambda params: params, pull)
+
+    first = cj.fit(made.recipe(epochs=1), tmp_path, data=DATA, progress=False)
+    recipe = made.recipe(
+        {"init_from": str(tmp_path), "epochs": 1}, optimizer={"name": towards_its_start, "learning_rate": 0}
+    )
+    made.assert_same(cj.fit(recipe, data=DATA, progress=False).state.params, first.state.params)
 
 
 @pytest.mark.parametrize(("tensors", "model"), SMALL.values(), ids=SMALL)

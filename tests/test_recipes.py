@@ -52,7 +52,7 @@ def small(name):
         "epochs": STEPS,
         "batch_size": made.COUNT,
         "model": smallest(recipe.model.name),
-        "augment": {field: math.ceil(recipe.augment[field] * pixels) for field in ("crop", "cutout")},
+        "augment": {field: math.ceil(recipe.augment[field] * pixels) for field in ("crop", "cutout", "inner_cutout")},
         "groups": tuple((*group[:3], *(epochs * share for epochs in group[3:])) for group in recipe.groups),
         "average.start_epoch": math.ceil(recipe.average.start_epoch * share),
         "average.decay": recipe.average.decay ** (steps / STEPS),

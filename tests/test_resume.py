@@ -267,6 +267,14 @@ def test_evaluate_takes_each_split_apart(tmp_path):
     assert validation.accuracy == last["validation_accuracy"]
 
 
+def test_what_was_held_out_is_known_of_a_run_without_a_workdir_too():
+    run = fit(made.recipe(epochs=1, **{"data.validation": 8}))
+    other = {**DATA, "train": made.split(96, classes=4, size=8, seed=7)}
+    with pytest.raises(cj.InputError, match="the run was trained on data with digest made-96"):
+        cj.evaluate(run, "validation", data=other)
+    assert cj.evaluate(run, "validation", data=DATA).count == 8
+
+
 # --- whole processes ---
 
 RUN = [

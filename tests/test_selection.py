@@ -66,9 +66,23 @@ def test_the_proxy_starts_from_the_same_whitening():
         np.testing.assert_allclose(statistics["whitening"], expected, rtol=2e-2, atol=1e-2)
 
 
+def test_the_proxy_has_groups_of_its_own():
+    """Another network may have other parameters; frozen ones stay, and the model's groups do not reach it."""
+    own = {"selection.groups": (("Dense.*", 1.0, 1.0), ("Convolution.*", 0.0, 1.0))}
+    selecting = recipe({**own, "groups": (("Dense_1/.*", 0.0, 1.0), ("(?!Dense_1/).*", 1.0, 1.0))})
+    check(selecting)
+    data, state = made.split(), made.init(selecting)
+    after, _ = made.step(selecting)(state, data.images[:8], data.labels[:8])
+    moved = lambda old, new: sorted(name for name in old if np.any(old[name]["kernel"] != new[name]["kernel"]))
+    assert moved(state.proxy["params"], after.proxy["params"]) == ["Dense_0", "Dense_1"]
+    assert moved(state.params, after.params) == ["Convolution_0", "Convolution_1", "Dense_0"]
+
+
 @pytest.mark.parametrize(
     ("changes", "answer"),
     [
+        ({"selection.groups": (("Conv.*", 1.0, 1.0),)}, "selection.groups: parameter 'Dense_0/bias' matches 0 of"),
+        ({"proxy.dropout": 1.5}, "recipe field 'proxy.dropout' is 1.5; it must be between 0 and 1"),
         ({"selection.share": 0.01}, "batch_size=8 times selection.share=0.01 does not divide into"),
         ({"selection.share": 1.5}, "recipe field 'selection.share' is 1.5; it must be between 0 and 1"),
         ({"selection.every": 0}, "recipe field 'selection.every' is 0; it must be at least 1"),

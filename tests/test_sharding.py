@@ -42,6 +42,12 @@ for count in (1, 8):
 placement = devices.Placement(jax.devices())
 text = devices.jit(lambda x: jax.lax.with_sharding_constraint(x, placement.batch) * 2).lower(np.ones((16, 3)))
 results[1]["split"] = [list(shard.data.shape) for shard in text.compile()(np.ones((16, 3))).addressable_shards]
+mlp = lambda units: {"name": "mlp", "widths": (units,)}
+selecting = made.recipe({"selection.share": 0.5, "batch_size": 32}, model=mlp(37), proxy=mlp(11))
+step = lambda state, images, labels: run.train.train_step(selecting, state, images, labels, labels, placement.batch)
+split = data["train"].images[:32], data["train"].labels[:32]
+text = devices.jit(step).lower(made.init(selecting), *map(jax.device_put, split, [placement.batch] * 2)).compile()
+results[1]["selected"] = [f"f32[{rows},37]" in text.as_text() for rows in (2, 16)]
 try:
     cj.fit(cj.override(recipe, {"batch_size": 15}), data=data, progress=False)
 except cj.InputError as error:
@@ -75,6 +81,11 @@ def test_a_sharded_run_equals_the_single_one(one_and_eight):
 def test_every_test_image_counts_once_on_eight_devices(one_and_eight):
     """43 images in one batch over 8 devices."""
     assert np.sum(one_and_eight[1]["confusion"]) == 43
+
+
+def test_the_selected_images_are_split_over_the_devices(one_and_eight):
+    """16 of 32 images: every device computes the activations of 2, and none those of all."""
+    assert one_and_eight[1]["selected"] == [True, False]
 
 
 def test_a_batch_that_does_not_split_is_refused(one_and_eight):

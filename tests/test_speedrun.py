@@ -9,7 +9,7 @@ from cifar_jax import optim, train
 from cifar_jax.data import hold_out
 from cifar_jax.devices import jit
 from cifar_jax.models import MODELS, speedrun
-from cifar_jax.recipe import override
+from cifar_jax.recipe import InputError, override
 from cifar_jax.run import fit, load_recipe, whole_run
 from tests import made
 
@@ -75,7 +75,14 @@ def test_the_head_starts_uniform(name, bound):
     assert bound * 0.99 < np.abs(kernel).max() <= bound * (1 + 1e-6)
     assert kernel.std() == pytest.approx(bound / 3**0.5, rel=0.02)
     assert set(params["head"]) == {"kernel"}
+    bias = np.asarray(params["whitening_bias"])
+    assert np.abs(bias).max() == 0 if name == "speedrun96" else 0.2 < np.abs(bias).max() <= 12**-0.5
     assert not [path for path, _ in jax.tree.leaves_with_path(params) if "scale" in jax.tree_util.keystr(path)]
+
+
+def test_a_group_has_two_or_three_convolutions():
+    with pytest.raises(InputError, match=r"model\.depth is 4"):
+        MODELS["speedrun94"](num_classes=2, depth=4).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
 
 
 def test_no_step_moves_the_whitening():

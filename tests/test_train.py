@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import fit, optim, run, train
+from cifar_jax import fit, losses, optim, run, train
 from cifar_jax.check import check
 from cifar_jax.counts import multiply_adds
 from cifar_jax.devices import jit
@@ -414,7 +414,7 @@ def test_frozen_parameters_cost_no_gradients_and_the_others_train_as_before():
     images, labels = map(jnp.asarray, whole())
     state = made.init(recipe)
     late = state.replace(step=jnp.int32(8))  # two epochs are over: both groups of convolutions are frozen
-    patterns = optim.frozen(recipe.groups, 2)
+    patterns = optim.frozen_groups(recipe.groups, 2)
     assert patterns == ("Convolution_0/.*", "Convolution_1/.*")
     epoch = lambda patterns: lambda state: train.train_epoch(recipe, state, images, labels, None, patterns)
     (slow, _), (fast, _) = (jit(epoch(frozen))(late) for frozen in ((), patterns))
@@ -438,3 +438,30 @@ def test_fit_stops_the_gradients_of_a_group_after_its_epochs(chunk_epochs):
     for _ in range(4):
         state, _ = made.epoch(recipe)(state, data["train"].images, data["train"].labels)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found.params, state.params)
+
+
+def test_groups_of_rate_zero_have_no_part_in_clipping_or_sam():
+    """The others go as far as where the frozen ones are no parameters at all."""
+    groups = (("Convolution.*", 0.0, 1.0), ("Dense.*", 1.0, 1.0))
+    for field in ({"gradient_clip_norm": 1e-3}, {"sam.rho": 0.1}):
+        recipe = made.recipe(
+            {**field, "groups": groups}, optimizer={"name": "sgd", "learning_rate": 0.5, "momentum": 0.0}
+        )
+        state, (images, labels) = made.init(recipe), batch()
+        after, _ = made.step(recipe)(state, images, labels)
+        moved = jax.tree.map(lambda old, new: np.float64(new) - old, state.params, after.params)
+        assert not np.any(moved["Convolution_0"]["kernel"])
+        length = np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(moved)))
+        if "gradient_clip_norm" in field:
+            assert length == pytest.approx(0.5e-3, rel=1e-2)
+
+
+def test_an_object_that_can_be_called_stands_for_a_loss():
+    class Scaled:
+        def __call__(self, logits, targets):
+            return 3 * losses.cross_entropy(logits, targets)
+
+    state, (images, labels) = made.init(made.recipe()), batch()
+    one = made.step(made.recipe())(state, images, labels)[1]["loss_sum"]
+    three = train.train_step(made.recipe(loss={"name": Scaled()}), state, images, labels, np.arange(8))[1]["loss_sum"]
+    assert float(three) == pytest.approx(3 * float(one), rel=1e-5)

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from cifar_jax.layers import BatchNorm, Convolution, activation, convolution, gelu, max_pool
+from cifar_jax.recipe import InputError
 
 Array = jax.Array
 
@@ -115,6 +116,7 @@ class Speedrun(nn.Module):
     head_std: float = 1.0  # of the head's initial weights, uniform; 0 is 1 / sqrt(3 fan in)
     head_scale: float = 1 / 256  # of the logits
     activation: str = "gelu"  # of the groups; the one behind the whitening is always GELU
+    whitening_bias: float = 1.0  # starts uniform within so many times 1 / sqrt(4 channels)
     whitening_images: int = 5000  # training images that the whitening is made from
     dtype: Any = jnp.float32
 
@@ -124,9 +126,11 @@ class Speedrun(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
+        if self.depth not in (2, 3):
+            raise InputError(f"model.depth is {self.depth}; a group of the speedrun's network has 2 or 3 convolutions")
         channels = images.shape[-1]
         whitening = self.variable("batch_stats", "whitening", lambda: rotation(self.make_rng("params"), channels))
-        bias = self.param("whitening_bias", uniform((4 * channels) ** -0.5), (8 * channels,))
+        bias = self.param("whitening_bias", uniform(self.whitening_bias * (4 * channels) ** -0.5), (8 * channels,))
         x = convolution(images.astype(self.dtype), whitening.value.astype(self.dtype), padding="VALID")
         x = gelu(x + bias.astype(self.dtype))
         for number, features in enumerate(self.widths):
@@ -139,4 +143,6 @@ class Speedrun(nn.Module):
 
 
 speedrun94 = partial(Speedrun)
-speedrun96 = partial(Speedrun, widths=(128, 384, 512), depth=3, momentum=0.9, head_std=0.0, head_scale=1 / 9)
+speedrun96 = partial(
+    Speedrun, widths=(128, 384, 512), depth=3, momentum=0.9, head_std=0.0, head_scale=1 / 9, whitening_bias=0.0
+)
