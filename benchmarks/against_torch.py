@@ -82,11 +82,16 @@ def main() -> int:
     if options.smoke:
         smoke(options.what, options.models, torch_python)
         return 0
+    failed = False
     for name in options.models:
-        for result in measure(options.what, name, torch_python, options.rounds, options.epochs):
-            print(describe(result), flush=True)
-            write(result)
-    return 0
+        try:
+            for result in measure(options.what, name, torch_python, options.rounds, options.epochs):
+                print(describe(result), flush=True)
+                write(result)
+        except RuntimeError as error:  # the next network may do
+            failed = True
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    return 1 if failed else 0
 
 
 def parse() -> argparse.Namespace:
@@ -188,6 +193,8 @@ def measure_training(
     answers = turns(train, rounds)
     others = clock.share()
     sides = {side: worker.ask("describe") for side, worker in workers.items()}
+    if what == "gpu" and rounds > 1 and sides["ours"]["device"] == "cpu":
+        raise RuntimeError("JAX sees no GPU; install jax[cuda13]")
     counted = ready["ours"]["steps"] * epochs
     for side, given in answers.items():
         sides[side] |= {

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import against_torch
-from worker import HERE, WorkerError
+from worker import HERE
 
 WORSE = 1.1  # a median ratio above this many times the committed one
 BUSY = 0.05  # share of the processors that others may take: figures beyond mean nothing
@@ -91,7 +91,7 @@ def measured(
     """The results of one network; where a side fails, the reason why there are none."""
     try:
         yield from against_torch.measure(what, name, torch_python, rounds)
-    except WorkerError as error:  # CIFAR-10 is not prepared, for instance; the worker's own words stand above
+    except RuntimeError as error:  # CIFAR-10 is not prepared, for instance; the worker's own words stand above
         reasons |= dict.fromkeys(files_of(what, name, known) or [f"{what} {name}"], str(error))
 
 

@@ -99,7 +99,7 @@ def measure(rounds: int, smoke: bool) -> dict[str, Any]:
 
         @functools.cache
         def worker(devices: int) -> Worker:
-            flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+            flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
             started = Worker(sys.executable, "scaling_worker.py", flags)
             stack.callback(started.close)
             return started

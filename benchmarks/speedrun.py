@@ -6,18 +6,21 @@
     python benchmarks/speedrun.py --runs=1 --images=4000 --field epochs=1 gradient_accumulation=8 model.momentum=0.938 \
         --peer torch=benchmarks/torch_speedrun.py --peer-python=PATH --peer-setting SPEEDRUN_EPOCHS=1  # on a CPU
     python benchmarks/speedrun.py --runs=20 --holdout=5000 --field model.activation=silu    # to choose settings by
+    python benchmarks/speedrun.py --processes --peer airbench=A/airbench94_muon.py    # the other two clocks
     python benchmarks/speedrun.py --smoke                                  # a tiny network, for errors only
 
 A peer is its author's file, fetched by you; only its count of runs is changed, in a copy. All sides train on the same
 images (TFDS_DATA_DIR), in blocks of --runs that go A B C C B A. Three clocks: a run, warm, its data on the device, from
-the start of the training to the accuracy with all views; the whole process with a warm cache; the whole process cold.
-Writes results/speedrun_<recipe>.json after each block, and the table over them.
+the start of the training to the accuracy with all views; and, by --processes, the whole process of one run with empty
+caches of compiled programs, and with those that it left. Writes speedrun_<recipe>.json to --out after each block, and
+the table over them; settings other than the recipe's stand in its name, so do the peers where there is only one.
 """
 
 import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -44,26 +47,50 @@ def main() -> int:
         print("error: --holdout evaluates on other images than the peers do; leave --peer out", file=sys.stderr)
         return 2
     name, published = Path(options.config).stem, not (options.smoke or options.holdout)
-    record: dict[str, Any] = {"recipe": name, "date": date.today().isoformat(), "sides": {}, "machine": machine()}
+    record: dict[str, Any] = {"recipe": name, "date": date.today().isoformat(), "sides": {}}
     record["settings"] = [*options.field, *([f"images={options.images}"] if options.images else [])]
+    record["torch"] = torch_versions(options.peer_python) if peers else ""
     with tempfile.TemporaryDirectory() as folder:
-        cold = whole_process(options, str(Path(folder, "compiled"))) if published else {}
         ours = Worker(sys.executable, "speedrun.py", {"SPEEDRUN_WORKER": "1"})
         record["ready"] = ours.ask("prepare", **asked(options), folder=folder)
-        record["ours"] = {"cold_process": cold}
+        if options.processes:
+            ours.close()
+            processes(options, record, peers, Path(folder))
+            return 0
         order = ["ours", *peers]
         for number, side in enumerate([*order, *reversed(order)]):
             seeds = list(range(options.seed + number * options.runs, options.seed + (number + 1) * options.runs))
-            block = ours.ask("train", seeds=seeds) if side == "ours" else run_peer(options, peers[side], Path(folder))
-            record["sides"].setdefault(side, []).append(block)
+            block = (
+                ours.ask("train", seeds=seeds)
+                if side == "ours"
+                else run_peer(options, peers[side], Path(folder), options.runs)
+            )
+            record["sides"].setdefault(side, []).append({**block, "machine_after": machine()})
             print(describe(record), flush=True)
             if published:
-                write(record, name)
+                write(options, record, name, peers)
         ours.close()
-        if published:
-            record["ours"]["warm_process"] = whole_process(options, "")
-            write(record, name)
     return 0
+
+
+def processes(options: argparse.Namespace, record: dict[str, Any], peers: dict[str, str], folder: Path) -> None:
+    """Each side's whole process with one run, from empty caches of compiled programs and from those that it left."""
+    record["processes"] = {}
+    for side in ("ours", *peers):
+        cache, clocks = folder / f"compiled_{side}", {}
+        for state in ("cold", "warm"):
+            if side == "ours":
+                clocks[state] = whole_process(options, str(cache))
+            else:
+                caches = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
+                block = run_peer(options, peers[side], folder, 1, caches)
+                clocks[state] = {"seconds": block["process_seconds"], **block}
+        record["processes"][side] = clocks
+        print(f"{side}: process {clocks['cold']['seconds']} s cold, {clocks['warm']['seconds']} s warm", flush=True)
+    if not options.smoke:
+        options.out.mkdir(parents=True, exist_ok=True)
+        file = options.out / f"speedrun_{Path(options.config).stem}_processes.json"
+        file.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def parse() -> argparse.Namespace:
@@ -79,11 +106,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--holdout", type=int, default=0, help="evaluate on so many training images, held out; writes nothing"
     )
+    parser.add_argument("--processes", action="store_true", help="whole processes, cold and warm, in place of runs")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
+    parser.add_argument("--limit", type=float, help="seconds after which a peer's block is given up")
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has torch and torchvision")
     parser.add_argument("--peer-setting", nargs="*", default=[], help="of its environment: SPEEDRUN_EPOCHS=1")
     parser.add_argument("--smoke", action="store_true", help="a tiny network and made-up images; writes nothing")
     options = parser.parse_args()
     options.runs = 2 if options.smoke else options.runs
+    options.peer_python = os.path.abspath(shutil.which(options.peer_python) or options.peer_python)
     return options
 
 
@@ -113,10 +144,18 @@ def whole_process(options: argparse.Namespace, cache: str) -> dict[str, Any]:
     }
 
 
-def run_peer(options: argparse.Namespace, path: str, folder: Path) -> dict[str, Any]:
-    """A block of the peer's runs; its warm-up, which it prints as a run, does not count."""
-    copy = folder / Path(path).name
-    copy.write_text(BLOCK.sub(f"range({options.runs})", Path(path).read_text()))
+def torch_versions(python: str) -> str:
+    code = "import torch; print(torch.__version__, 'CUDA', torch.version.cuda, 'cuDNN', torch.backends.cudnn.version())"
+    return "torch " + subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
+
+
+def run_peer(
+    options: argparse.Namespace, path: str, folder: Path, count: int, variables: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """A block of the peer's runs. One that compiles, with no warm-up of its own, makes one more, which is dropped."""
+    copy, text = folder / Path(path).name, Path(path).read_text()
+    extra = int("torch.compile" in text and '"warmup"' not in text and not options.processes)
+    copy.write_text(BLOCK.sub(f"range({count + extra})", text))
     saver = (
         "import numpy, torch, sys\n"
         "for split in ('train', 'test'):\n"
@@ -129,14 +168,20 @@ def run_peer(options: argparse.Namespace, path: str, folder: Path) -> dict[str, 
         subprocess.run([options.peer_python, "-c", saver], cwd=folder, check=True)
     start = time.perf_counter()
     known = {"SPEEDRUN_BENCHMARKS": str(HERE), **dict(text.split("=") for text in options.peer_setting)}
+    environment = {**os.environ, **known, **(variables or {})}
     done = subprocess.run(
-        [options.peer_python, copy.name], cwd=folder, capture_output=True, text=True, env={**os.environ, **known}
+        [options.peer_python, copy.name],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=options.limit,
     )
     seconds = time.perf_counter() - start
     rows = [line.split("|") for line in done.stdout.splitlines() if re.search(r"\|\s+eval\s+\|", line)]
-    runs = [{"accuracy": float(row[-3]), "seconds": float(row[-2])} for row in rows][-options.runs :]
-    if len(runs) < options.runs:
-        raise RuntimeError(f"{path} printed {len(runs)} of {options.runs} runs:\n{done.stdout}\n{done.stderr}"[-4000:])
+    runs = [{"accuracy": float(row[-3]), "seconds": float(row[-2])} for row in rows][-count:]
+    if len(runs) < count:
+        raise RuntimeError(f"{path} printed {len(runs)} of {count} runs:\n{done.stdout}\n{done.stderr}"[-4000:])
     return {"runs": runs, "process_seconds": round(seconds, 2)}
 
 
@@ -151,7 +196,7 @@ def machine() -> dict[str, Any]:
 
 
 def figures(blocks: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean accuracy with the lower end of its 95% interval, and the mean and median of the seconds, over all runs."""
+    """Mean accuracy with its one-sided 95% lower bound, mean and median of the seconds, and diverged runs, over all."""
     runs = [run for block in blocks for run in block["runs"]]
     accuracies, seconds = [run["accuracy"] for run in runs], [run["seconds"] for run in runs]
     deviation = statistics.stdev(accuracies) if len(runs) > 1 else float("nan")
@@ -163,6 +208,7 @@ def figures(blocks: list[dict[str, Any]]) -> dict[str, float]:
         "lower_bound": mean - 1.645 * deviation / len(runs) ** 0.5,
         "seconds": statistics.fmean(seconds),
         "median_seconds": statistics.median(seconds),
+        "diverged": sum(not run.get("finite", True) for run in runs),
     }
 
 
@@ -173,23 +219,25 @@ def describe(record: dict[str, Any]) -> str:
         accuracy = f"{seen['accuracy']:.4%} ± {seen['deviation']:.4%}, lower bound {seen['lower_bound']:.4%}"
         ratio = f", ours / {side} {known['ours']['seconds'] / seen['seconds']:.3f}" if side != "ours" else ""
         seconds = f"{seen['seconds']:.3f} s (median {seen['median_seconds']:.3f})"
-        lines.append(f"  {side:10} {seconds}, {accuracy}, n={seen['n']}{ratio}")
+        diverged = f", {seen['diverged']} diverged" if seen["diverged"] else ""
+        lines.append(f"  {side:10} {seconds}, {accuracy}, n={seen['n']}{diverged}{ratio}")
     rate = record["ready"]["training_pflop"] / known["ours"]["median_seconds"]
     lines.append(f"  ours: {record['ready']['training_pflop']:.3f} PFLOP of training, {1e3 * rate:.1f} TFLOP/s;")
     lines[-1] += f" matrix products here reach {record['ready']['matmul_tflops']:.1f} TFLOP/s"
     return "\n".join(lines)
 
 
-def write(record: dict[str, Any], name: str) -> None:
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    (results / f"speedrun_{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (results / f"speedrun_{name}.md").write_text(table(record))
+def write(options: argparse.Namespace, record: dict[str, Any], name: str, peers: dict[str, str]) -> None:
+    parts = [name, *(peers if len(peers) == 1 else []), *record["settings"]]
+    file = options.out / f"speedrun_{re.sub(r'[^A-Za-z0-9.=-]', '_', '_'.join(parts))}"
+    options.out.mkdir(parents=True, exist_ok=True)
+    Path(f"{file}.json").write_text(json.dumps(record, indent=1) + "\n")
+    Path(f"{file}.md").write_text(table(record))
 
 
 def table(record: dict[str, Any]) -> str:
     rows = [
-        "| side | n | accuracy | lower 95% bound | s a run, mean (median) | ours ÷ it |",
+        "| side | n | accuracy | one-sided 95% lower bound | s a run, mean (median) | ours ÷ it |",
         "|---|---|---|---|---|---|",
     ]
     known = {side: figures(blocks) for side, blocks in record["sides"].items()}
@@ -199,8 +247,11 @@ def table(record: dict[str, Any]) -> str:
             f"| {side} | {seen['n']} | {seen['accuracy']:.4%} ± {seen['deviation']:.4%} | {seen['lower_bound']:.4%} |"
             f" {seen['seconds']:.3f} ({seen['median_seconds']:.3f}) | {ratio:.3f} |"
         )
-    note = f"{record['recipe']}, {record['ready']['device']}, jax {record['ready']['jax']}, {record['date']}"
-    return f"{note}\n\n" + "\n".join(rows) + "\n"
+    ready, diverged = record["ready"], {side: seen["diverged"] for side, seen in known.items() if seen["diverged"]}
+    recipe = " ".join([record["recipe"], *record["settings"]])
+    note = [f"{recipe}, {ready['dtype']}", ready["device"], f"jax {ready['jax']}", record["torch"], record["date"]]
+    note += [f"diverged runs, counted with the others: {diverged}"] if diverged else []
+    return "; ".join(filter(None, note)) + "\n\n" + "\n".join(rows) + "\n"
 
 
 class Runs:
@@ -261,20 +312,20 @@ class Runs:
         program = program.lower(jnp.int32(0), sets).compile()
         self.run = lambda seed: jax.device_get(program(jnp.int32(seed), sets))
         self.test_count = len(sets["test"][0])
+        # Forward and twice as much backward, though the gradient of a frozen first layer's outputs falls away.
         _, multiply_adds = counts(train.model(recipe), recipe.data.image_shape)
+        images, share, proxy = train.steps_per_epoch(recipe) * recipe.batch_size * recipe.epochs, 1.0, 0.0
+        if recipe.selection.share:  # the proxy sees every image, and learns from the chosen ones in some steps
+            share = recipe.selection.share
+            work = counts(train.model(recipe, "proxy"), recipe.data.image_shape)[1]
+            proxy = work * (1 + 2 * share / recipe.selection.every)
         size, dtype = (8192, jnp.bfloat16) if jax.default_backend() == "gpu" else (1024, jnp.float32)
         answer = {
             "compile_seconds": round(time.perf_counter() - start, 2),
             "device": f"{jax.devices()[0].platform} {jax.devices()[0].device_kind}",
             "jax": jax.__version__,
             "dtype": recipe.dtype,
-            "training_pflop": 3
-            * 2
-            * multiply_adds
-            * train.steps_per_epoch(recipe)
-            * recipe.batch_size
-            * recipe.epochs
-            / 1e15,
+            "training_pflop": 2 * images * (share * 3 * multiply_adds + proxy) / 1e15,
             "matmul_tflops": self.matmul_rate(size, dtype) / 1e12 if folder else float("nan"),
         }
         if folder:

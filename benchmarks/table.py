@@ -3,13 +3,15 @@
     python benchmarks/table.py configs/resnet20.py configs/vgg16_bn.py --seeds=3 --limit=540
     python benchmarks/table.py                                   # prints the table over all that was measured
 
-Each recipe trains those of seeds 0, 1, ... that results/table_<recipe>.json does not hold yet; none starts that would
-not end within --limit seconds, by the time that the last one took. --field changes a field of every recipe, and is kept
-with the figure; figures of other fields, devices or epochs are other rows. With --workdir an interrupted run resumes.
+Each recipe trains those of seeds 0, 1, ... that results/table_<recipe>.json does not hold yet for this device; none
+starts that would not end within --limit seconds, by the time that the last one took, the first by --need. --field
+changes a field of every recipe, and is kept with the figure; figures of other fields, devices or epochs are other rows.
+With --workdir an interrupted run resumes.
 """
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
@@ -40,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--field", action="append", default=[], help="a recipe field, epochs=15; once for each")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds for all of it")
+    parser.add_argument("--need", type=float, default=0.0, help="seconds that a recipe's first seed is thought to take")
     parser.add_argument("--workdir", help="folder that holds the unfinished runs")
     return parser.parse_args()
 
@@ -53,24 +56,38 @@ def measure(options: argparse.Namespace, results: Path) -> None:
     changes = dict(launch.parse_field(f"--config.{text}") for text in options.field)
     for path in options.recipes:
         recipe = cj.load_recipe(path, changes)
-        name, seconds = Path(path).stem, 0.0
+        name, seconds = Path(path).stem, options.need
         if recipe.data.name not in loaded:
             loaded[recipe.data.name] = {split: data.load(recipe.data.name, split) for split in ("train", "test")}
         file = results / f"table_{name}.json"
         figures = json.loads(file.read_text()) if file.exists() else []
         for seed in range(options.seeds):
-            if any(figure["seed"] == seed and figure["fields"] == options.field for figure in figures):
+            known = [(figure["seed"], figure["fields"], figure["device"]) for figure in figures]
+            if (seed, options.field, device()) in known:
                 continue
             if time.perf_counter() - begin + seconds > options.limit:
-                print(f"{name}: seed {seed} would take {seconds:.0f} s more than the limit allows", flush=True)
+                print(f"{name}: seed {seed} would take {seconds:.0f} s, more than the limit allows", flush=True)
                 break
-            start = time.perf_counter()
-            workdir = Path(options.workdir, f"{name}-{seed}") if options.workdir else None
-            run = cj.fit(cj.override(recipe, {"seed": seed}), workdir, data=loaded[recipe.data.name])
-            seconds = time.perf_counter() - start
+            folder = re.sub(r"[^\w.=-]", "_", "-".join([name, *options.field, str(seed)]))
+            workdir = Path(options.workdir, folder) if options.workdir else None
+            resumed, start = workdir is not None and workdir.exists(), time.perf_counter()
+            try:
+                run = cj.fit(cj.override(recipe, {"seed": seed}), workdir, data=loaded[recipe.data.name])
+            except cj.InputError as error:  # the next recipe may do
+                print(f"{name}: seed {seed}: {error}", file=sys.stderr, flush=True)
+                break
+            # What a resumed run took in all stands in its log, which knows nothing of compiling and the evaluation.
+            seconds = sum(line["seconds"] for line in run.history) if resumed else time.perf_counter() - start
             figures.append(figure(run, name, seed, options.field, seconds))
             file.write_text(json.dumps(figures, indent=1) + "\n")
             print(json.dumps(figures[-1]), flush=True)
+
+
+def device() -> str:
+    import jax
+
+    kind = jax.devices()[0]
+    return kind.device_kind if kind.platform != "cpu" else f"{cores()} CPU cores"
 
 
 def figure(run: Any, name: str, seed: int, fields: list[str], seconds: float) -> dict[str, Any]:
@@ -80,7 +97,6 @@ def figure(run: Any, name: str, seed: int, fields: list[str], seconds: float) ->
     from cifar_jax.counts import counts
 
     parameters, multiply_adds = counts(train.model(run.recipe), run.recipe.data.image_shape)
-    gpu = jax.devices()[0].platform != "cpu"
     return {
         "recipe": name,
         "fields": fields,
@@ -91,7 +107,7 @@ def figure(run: Any, name: str, seed: int, fields: list[str], seconds: float) ->
         "trained_on": run.recipe.data.train_count,
         "parameters": parameters,
         "multiply_adds": multiply_adds,
-        "device": jax.devices()[0].device_kind if gpu else f"{cores()} CPU cores",
+        "device": device(),
         "seconds": round(seconds, 1),  # with compiling and the evaluation
         "epoch_seconds": round(statistics.median(line["seconds"] for line in run.history), 3),
         "jax": jax.__version__,

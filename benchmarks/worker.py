@@ -24,7 +24,8 @@ class Worker:
 
     def __init__(self, python: str, script: str, environment: Mapping[str, str] | None = None) -> None:
         self.name = script
-        variables = {**os.environ, "PYTHONPATH": str(HERE.parent), **(environment or {})}
+        path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+        variables = {**os.environ, "PYTHONPATH": path, **(environment or {})}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([python, str(HERE / script)], env=variables, **pipes)  # type: ignore[call-overload]
 

@@ -3,7 +3,7 @@
 python launch.py train --config=configs/resnet18.py --workdir=runs/resnet18
 
 To reach: 95.5% on the test split, mean over seeds; not measured yet: it wants a GPU (a CPU step of 64 images takes 0.7
-s on 2 cores). By count 0.17 PFLOP an epoch, forward and backward. configs/resnet18_fast.py takes 15 epochs.
+to 1.4 s on 2 cores). By count 0.17 PFLOP an epoch, forward and backward. configs/resnet18_fast.py takes 15 epochs.
 
 Batch, rate, momentum, decay, 200 epochs and a cutout of 16 pixels are those of DeVries & Taylor (2017), who report
 95.28% without cutout and 96.01% with it, means of five runs. They step the rate; the cosine is that of

@@ -3,7 +3,7 @@
 python launch.py train --config=configs/resnet20.py --workdir=runs/resnet20
 
 To reach: 91.5% on the test split, mean over seeds; not measured yet. By count 12 TFLOP an epoch, forward and backward.
-On 2 CPU cores a step takes about 2 ms an image: 3 hours in all, or 50 minutes with --config.epochs=30.
+On 2 CPU cores an image takes 2 to 3.3 ms: 3 to 4.6 hours in all, a third of it with --config.epochs=30.
 
 Batch 128, rate 0.1, momentum 0.9, flip and crop are the paper's, which reports 91.25% after 164 epochs with steps and a
 decay of 1e-4. The cosine and the decay of 5e-4 are those of kuangliu/pytorch-cifar; with the like,

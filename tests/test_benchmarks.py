@@ -25,7 +25,7 @@ def guard(monkeypatch):
     import guard
 
     yield guard
-    for name in ("guard", "against_torch", "measuring", "report", "worker"):
+    for name in ("guard", "against_torch", "measuring", "report", "speedrun", "worker"):
         sys.modules.pop(name, None)
 
 
@@ -75,6 +75,34 @@ def test_the_tables_take_the_ratios_and_leave_the_other_results(guard, tmp_path)
     text = (tmp_path / "against_torch.md").read_text()
     assert "NVIDIA H200; jax 1, torch 2" in text
     assert "| resnet18, 512 | 12,800 | 10,240 | 10,240 | **0.80** (0.70 to 0.90) |" in text
+
+
+PEER = """
+import sys
+for run in range(200):
+    print(f"| {run:6} |   eval | 0.1 |  | {0.5 + run / 100:.4f} | {1.0 + run:.4f} |", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        (PEER, 0),
+        (f"{PEER}# torch.compile", 1),
+        (f'print("| warmup |   eval | 0 | | 0 | 99 |"){PEER}# "warmup" torch.compile', 0),
+    ],
+)
+def test_a_peers_runs_are_read_without_its_warm_up(guard, monkeypatch, tmp_path, text, first):
+    """Where it compiles and does not warm up by itself, its first run is its warm-up."""
+    import speedrun
+
+    peer = tmp_path / "peer.py"
+    peer.write_text(text)
+    (tmp_path / "runs" / "cifar10").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["speedrun.py", f"--peer-python={sys.executable}"])
+    block = speedrun.run_peer(speedrun.parse(), str(peer), tmp_path / "runs", 3)
+    assert [run["seconds"] for run in block["runs"]] == [first + 1.0, first + 2.0, first + 3.0]
+    assert [run["accuracy"] for run in block["runs"]] == pytest.approx([0.5 + (first + run) / 100 for run in range(3)])
 
 
 @pytest.mark.parametrize(("second", "count"), [(1.5, 1), (1.3, 0)])
