@@ -145,6 +145,8 @@ def measure(what: str, name: str, torch_python: str | None, rounds: int, epochs:
     else:
         batch_size, steps = {"step": STEPS, "gpu": GPU}.get(what, {}).get(name, (0, 0))
         with started(what, torch_python) as workers:
+            if what == "gpu" and workers["ours"].ask("describe")["device"] == "cpu":
+                raise RuntimeError("JAX sees no GPU; install jax[cuda13]")
             yield measure_training(workers, what, model, batch_size, steps, epochs, rounds)
 
 
@@ -193,8 +195,6 @@ def measure_training(
     answers = turns(train, rounds)
     others = clock.share()
     sides = {side: worker.ask("describe") for side, worker in workers.items()}
-    if what == "gpu" and rounds > 1 and sides["ours"]["device"] == "cpu":
-        raise RuntimeError("JAX sees no GPU; install jax[cuda13]")
     counted = ready["ours"]["steps"] * epochs
     for side, given in answers.items():
         sides[side] |= {

@@ -348,7 +348,7 @@ def test_batch_norm_is_linens(shape, dtype, tolerance, use_scale):
     jax.tree.map(np.testing.assert_array_equal, first, other)
 
 
-def test_batch_norm_of_equal_values_is_its_bias_and_finite():
+def test_batch_norm_of_equal_values_stays_finite():
     """The difference of the mean square and the squared mean may come out below zero."""
     x = jnp.full((64, 3), 1000.3)
     module = layers.BatchNorm(False, epsilon=1e-12, use_scale=False)
