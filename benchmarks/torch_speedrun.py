@@ -34,7 +34,6 @@ def load(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 def whiten(model: torch.nn.Module, images: torch.Tensor) -> None:
     """The first convolution's filters from the 2x2 patches of images."""
     patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
-    patches = patches - patches.mean(0)
     values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
     filters = (vectors / (values + 5e-4).sqrt()).T.flip(0).reshape(12, 3, 2, 2)
     model[0].whitening.copy_(torch.cat([filters, -filters]))
@@ -47,7 +46,7 @@ def start_weights(model: torch.nn.Module) -> None:
             parameter.data.uniform_(-(parameter[0].numel() ** -0.5), parameter[0].numel() ** -0.5)
             torch.nn.init.dirac_(parameter.data[: parameter.shape[1]])
         elif parameter.ndim == 2:
-            parameter.data.uniform_(-(3**0.5), 3**0.5)
+            parameter.data.uniform_(-1, 1).div_(parameter.data.std())
 
 
 def orthogonal(gradient: torch.Tensor) -> torch.Tensor:

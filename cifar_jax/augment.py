@@ -1,7 +1,8 @@
 """Augmentation on the device, and the views of an image that an evaluation may average over.
 
 An augmentation takes (key, images float32 [B, H, W, C] in 0..1, strength) and treats each image on its own; a mixture
-takes and returns the targets float32 [B, classes] too. Values stay in 0..1. They run in the order of the tables.
+takes and returns the targets float32 [B, classes] too. Values stay in 0..1, and at strength 0 as they are. They run in
+the order of the tables.
 """
 
 import inspect
@@ -31,7 +32,7 @@ def alternating_flip(key: Array, images: Array, on: int, index: Array, epoch: Ar
     `coin` is a key that is the same in all steps, `index` int32 [B] the images' positions in the training set.
     """
     tossed = jax.vmap(lambda position: jax.random.bernoulli(jax.random.fold_in(coin, position)))(index)
-    mirrored = tossed ^ (epoch % 2 == 1)
+    mirrored = jnp.logical_and(on, tossed ^ (epoch % 2 == 1))
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
@@ -153,6 +154,8 @@ def mixup(key: Array, images: Array, alpha: float, targets: Array) -> tuple[Arra
 
     The share is an image's own, of Beta(alpha, alpha). The batch is in random order, so a neighbour is any image.
     """
+    if not alpha:
+        return images, targets
     share = jax.random.beta(key, alpha, alpha, (len(images), 1))
     mixed = share[..., None, None] * images + (1 - share[..., None, None]) * jnp.roll(images, 1, 0)
     return jnp.clip(mixed, 0, 1), share * targets + (1 - share) * jnp.roll(targets, 1, 0)
@@ -164,6 +167,8 @@ def cutmix(key: Array, images: Array, alpha: float, targets: Array) -> tuple[Arr
     Its share of the area is 1 - Beta(alpha, alpha) before the border cuts it; it has the image's shape, and its centre
     is any pixel.
     """
+    if not alpha:
+        return images, targets
     _, height, width, _ = images.shape
     share_key, centre_key = jax.random.split(key)
     side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, (len(images),)))

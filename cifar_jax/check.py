@@ -90,7 +90,7 @@ RANGES: list[tuple[str, float, float]] = [  # field, least, most
     ("model.dropout", 0, 1),
     ("model.drop_path", 0, 1),
     ("model.width", 1, float("inf")),
-    ("model.hidden", 1, float("inf")),
+    ("model.hidden", 0, float("inf")),
     ("model.kernel_size", 1, float("inf")),
     ("model.widen", 1, float("inf")),
     ("model.depth", 1, float("inf")),

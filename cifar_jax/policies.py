@@ -40,6 +40,8 @@ BINS = 31  # magnitudes that TrivialAugment draws from
 
 def randaugment(key: Array, images: Array, magnitude: float, mean: Any = (0.5,)) -> Array:
     """Cubuk et al. 2020: two operations an image, each drawn evenly, all of one magnitude (0 to 10)."""
+    if not magnitude:  # at which autocontrast and equalize would still act
+        return images
     largest = jnp.array([largest for _, largest, _, _ in OPERATIONS])
 
     def one(images, key):
@@ -53,6 +55,8 @@ def randaugment(key: Array, images: Array, magnitude: float, mean: Any = (0.5,))
 
 def trivial_augment(key: Array, images: Array, strength: float, mean: Any = (0.5,)) -> Array:
     """Müller & Hutter 2021, wide: one operation an image, drawn evenly, and its magnitude too, times `strength`."""
+    if not strength:  # as above
+        return images
     operation_key, magnitude_key, sign_key = jax.random.split(key, 3)
     operation = jax.random.randint(operation_key, images.shape[:1], 0, len(OPERATIONS))
     magnitude = jax.random.randint(magnitude_key, images.shape[:1], 0, BINS) / (BINS - 1)

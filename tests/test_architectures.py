@@ -167,7 +167,7 @@ def vit(p, s, x):
 
 
 def speedrun(p, s, x):
-    """SPEEDRUN's network as its authors compute it: every row of every convolution, pooled without the odd ones."""
+    """Jordan's network as its authors compute it: every row of every convolution, pooled without the odd ones."""
     activate = lambda name, own, x: gelu(norm(x, {"scale": 1, **p[name][own]}, s[name][own], 1e-12))
     x = gelu(convolve(x, {"kernel": s["whitening"], "bias": p["whitening_bias"]}, pad=0))
     for name in [name for name in p if name.startswith("group")]:

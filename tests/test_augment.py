@@ -1,5 +1,6 @@
 """Augmentations and views against NumPy."""
 
+import inspect
 from itertools import pairwise
 
 import jax
@@ -111,6 +112,18 @@ def test_strength_zero_is_the_identity(name):
     seen, targets = run(name, type(STRENGTHS[name][0])(0))
     np.testing.assert_array_equal(seen, images())
     np.testing.assert_array_equal(targets, TARGETS)
+
+
+@pytest.mark.parametrize("name", STRENGTHS)
+def test_an_augmentation_of_strength_zero_called_by_itself_is_the_identity_too(name):
+    function, zero = {**AUGMENTATIONS, **MIXTURES}[name], type(STRENGTHS[name][0])(0)
+    if name in MIXTURES:
+        seen, targets = function(KEY, images(), zero, TARGETS)
+        np.testing.assert_array_equal(targets, TARGETS)
+    else:
+        named = {each: GIVEN[each] for each in inspect.signature(function).parameters if each in GIVEN}
+        seen = function(KEY, images(), zero, **named)
+    np.testing.assert_allclose(seen, images(), rtol=0, atol=1e-6)
 
 
 def test_a_recipe_without_augmentation_changes_nothing():

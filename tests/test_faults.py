@@ -76,7 +76,7 @@ FAULTS = {
     "a number for a name": (["--config.model.name=3"], "'model.name' is 3; it takes the name of a model"),
     "a word for a number": (["--config.data.std=('a',)"], "'data.std' is ('a',)"),
     "not a number": (["--config.optimizer.learning_rate=1e400-1e400"], "'optimizer.learning_rate'"),
-    "no size": (["--config.model.hidden=0"], "'model.hidden' is 0; it must be at least 1"),
+    "no size": (["--config.model.width=0"], "'model.width' is 0; it must be at least 1"),
     "a milestone that is none": (
         ["--config.schedule.name=step", "--config.schedule.milestones=('x',)"],
         "cannot be built",

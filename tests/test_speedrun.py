@@ -31,10 +31,11 @@ def numpy_patches(images):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_whitening_is_that_of_numpy_in_float64(channels):
     images = pictures(channels=channels)
+    patches = numpy_patches(images)
     filters = np.asarray(jit(speedrun.whitening_filters)(images))
     assert filters.shape == (2, 2, channels, 8 * channels)
     assert filters.dtype == np.float32
-    values, vectors = np.linalg.eigh(np.cov(numpy_patches(images).T, bias=True))
+    values, vectors = np.linalg.eigh(np.float64(patches.T @ patches / len(patches)))
     expected = (vectors / np.sqrt(values + 5e-4))[:, ::-1]
     half = 4 * channels
     columns = filters.reshape(half, 2 * half)
@@ -43,11 +44,12 @@ def test_whitening_is_that_of_numpy_in_float64(channels):
     np.testing.assert_allclose(columns[:, :half], expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_whitened_patches_are_uncorrelated_and_of_variance_one():
+def test_whitened_patches_are_uncorrelated_and_of_size_one():
+    """About 0, not about their mean."""
     images = pictures()
     filters = np.asarray(speedrun.whitening_filters(images)).reshape(12, 24)[:, :12]
-    covariance = np.cov((numpy_patches(images) @ filters).T)
-    np.testing.assert_allclose(covariance, np.eye(12), atol=0.02)
+    whitened = numpy_patches(images) @ filters
+    np.testing.assert_allclose(whitened.T @ whitened / len(whitened), np.eye(12), atol=0.02)
 
 
 def test_patches_are_those_that_the_convolution_sees():
@@ -67,13 +69,14 @@ def test_dirac_passes_the_channels_on(channels, features):
     assert rest.size == 0 or rest.std() == pytest.approx(bound / 3**0.5, rel=0.2)
 
 
-@pytest.mark.parametrize(("name", "bound"), [("speedrun94", 3**0.5), ("speedrun96", 512**-0.5)])
-def test_the_head_starts_uniform(name, bound):
+@pytest.mark.parametrize(("name", "deviation"), [("speedrun94", 1.0), ("speedrun96", (3 * 512) ** -0.5)])
+def test_the_head_starts_uniform(name, deviation):
+    """The smaller network's is divided by its own deviation, whatever was drawn."""
     model = MODELS[name](num_classes=100, widths=MODELS[name](num_classes=1).widths[-1:])
     params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)["params"]
     kernel = np.asarray(params["head"]["kernel"])
-    assert bound * 0.99 < np.abs(kernel).max() <= bound * (1 + 1e-6)
-    assert kernel.std() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert kernel.std(ddof=1) == pytest.approx(deviation, rel=1e-5 if name == "speedrun94" else 0.02)
+    assert np.abs(kernel).max() == pytest.approx(3**0.5 * deviation, rel=0.02)
     assert set(params["head"]) == {"kernel"}
     bias = np.asarray(params["whitening_bias"])
     assert np.abs(bias).max() == 0 if name == "speedrun96" else 0.2 < np.abs(bias).max() <= 12**-0.5
@@ -120,7 +123,7 @@ def test_a_run_starts_from_the_whitening_of_its_training_images(changes):
 
 
 def test_the_recipe_has_the_rates_of_the_peer():
-    """SPEEDRUN.md's numbers for a summed loss, against one step of ours on the mean: 200 steps of 2000 images."""
+    """The peer's numbers, which are for a summed loss, against one step of ours on the mean: 200 steps of 2000 images."""
     recipe = load_recipe("configs/speedrun94.py", {"model.widths": (4, 8), "data.num_classes": 10})
     recipe = override(recipe, {"data.image_shape": (8, 8, 3), "data.train_count": 50_000, "dtype": "float32"})
     assert train.steps_per_epoch(recipe) * recipe.epochs == 200
@@ -143,6 +146,22 @@ def test_the_recipe_has_the_rates_of_the_peer():
         normed = np.float64(kernel) * 2 / np.linalg.norm(kernel)  # the root of 4 filters
         direction = optim.orthogonal(jnp.full_like(kernel, 1.6e-3))
         np.testing.assert_allclose(kernel + update, normed - 0.24 * rate * np.float64(direction), atol=1e-5)
+
+
+def test_float16_takes_the_gradient_of_the_sum_as_the_peer_does():
+    """Of the mean over 256 images and 256 features it would be 3.9% off in the first norm: below 6e-8 lies nothing."""
+    inputs = np.random.RandomState(0).normal(size=(256, 8, 8, 3)).astype(np.float32)
+    targets = jax.nn.one_hot(jnp.arange(256) % 5, 5)
+    gradients = {}
+    for dtype in ("float32", "float16"):
+        recipe = made.recipe({"data.num_classes": 5, "dtype": dtype}, model=TINY)
+        state = made.init(recipe)
+        where = inputs, targets, jax.random.key(0)
+        both = jit(lambda *weights, recipe=recipe: train.loss_and_gradients(recipe, *weights, *where))
+        gradients[dtype] = both(state.params, state.batch_stats)[1]
+    exact, rough = (tree["group1"] for tree in gradients.values())
+    distances = jax.tree.map(lambda one, other: np.linalg.norm(one - other) / np.linalg.norm(one), exact, rough)
+    assert 1e-4 < max(jax.tree.leaves(distances)) < 0.01
 
 
 def test_a_whole_run_as_one_program_is_the_run_of_fit():

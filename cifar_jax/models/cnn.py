@@ -7,6 +7,9 @@ conv 5x5, activation      16 x 16 x 64
 max-pool 2x2               8 x  8 x 64
 dense, activation, dropout     hidden
 dense                     num_classes
+
+                            parameters (10 classes)    multiply-adds (32x32)
+    cnn                                    579,402                         16.1 M
 """
 
 from typing import Any
@@ -22,7 +25,7 @@ class CNN(nn.Module):
     num_classes: int
     width: int = 32  # channels of the first convolution; the second has twice as many
     kernel_size: int = 5
-    hidden: int = 128
+    hidden: int = 128  # units of the layer before the last; 0 has none
     activation: str = "relu"
     dropout: float = 0.0  # share of the hidden units dropped in training
     dtype: Any = jnp.float32
@@ -36,6 +39,7 @@ class CNN(nn.Module):
             x = Convolution(features, kernel_size, dtype=self.dtype)(x)
             x = activate(max_pool(x))
         x = x.reshape(x.shape[0], -1)
-        x = activate(nn.Dense(self.hidden, dtype=self.dtype)(x))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        if self.hidden:
+            x = activate(nn.Dense(self.hidden, dtype=self.dtype)(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes)(x.astype(jnp.float32))

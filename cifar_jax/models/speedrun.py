@@ -47,13 +47,12 @@ def patches(images: Array) -> Array:
 def whitening_filters(images: Array) -> Array:
     """The filters that whiten the 2x2 patches of images float32 [N, H, W, C], normalised: [2, 2, C, 8 C].
 
-    Eigenvectors of the patches' covariance, largest first, each over the root of its eigenvalue; then their negatives.
+    Eigenvectors of the patches' second moments (their mean, nearly 0, is not subtracted), largest first, each over the root of its eigenvalue; then their negatives.
     An eigenvector has no sign of its own: its largest entry is positive, on every device.
     """
     pixels = patches(images)
-    pixels -= pixels.mean(0)
-    covariance = jnp.matmul(pixels.T, pixels, precision="highest") / len(pixels)
-    eigenvalues, eigenvectors = jnp.linalg.eigh(covariance)
+    moments = jnp.matmul(pixels.T, pixels, precision="highest") / len(pixels)
+    eigenvalues, eigenvectors = jnp.linalg.eigh(moments)
     eigenvectors *= jnp.sign(jnp.take_along_axis(eigenvectors, jnp.abs(eigenvectors).argmax(0)[None], 0))
     whitening = (eigenvectors / jnp.sqrt(eigenvalues + 5e-4))[:, ::-1]
     return both_signs(whitening, images.shape[-1])
@@ -72,6 +71,16 @@ def rotation(key: Array, channels: int) -> Array:
 def uniform(bound: float) -> Any:
     """An initialiser: uniform in -bound..bound."""
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def of_deviation(deviation: float) -> Any:
+    """An initialiser: uniform about 0, then over its own deviation, so that it is `deviation` to the last bit or so."""
+
+    def weights(key, shape, dtype=jnp.float32):
+        kernel = uniform(1.0)(key, shape, dtype)
+        return kernel * (deviation / kernel.std(ddof=1))
+
+    return weights
 
 
 def dirac(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -113,7 +122,7 @@ class Speedrun(nn.Module):
     widths: tuple[int, ...] = (64, 256, 256)  # channels of each group
     depth: int = 2  # convolutions in each group: 2, or 3 with the third residual
     momentum: float = 0.6  # share of the running statistics that each batch keeps
-    head_std: float = 1.0  # of the head's initial weights, uniform; 0 is 1 / sqrt(3 fan in)
+    head_std: float = 1.0  # of the head's initial weights, uniform; 0 draws them within 1 / sqrt(fan in)
     head_scale: float = 1 / 256  # of the logits
     activation: str = "gelu"  # of the groups; the one behind the whitening is always GELU
     whitening_bias: float = 1.0  # starts uniform within so many times 1 / sqrt(4 channels)
@@ -137,9 +146,9 @@ class Speedrun(nn.Module):
             group = Group(features, self.depth, self.activation, self.momentum, self.dtype, name=f"group{number + 1}")
             x = group(x, train)
         x = max_pool(x, (x.shape[1], x.shape[2]))[:, 0, 0]
-        bound = 3**0.5 * self.head_std if self.head_std else x.shape[-1] ** -0.5
-        head = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, kernel_init=uniform(bound), name="head")
-        return head(x).astype(jnp.float32) * self.head_scale
+        start = of_deviation(self.head_std) if self.head_std else uniform(x.shape[-1] ** -0.5)
+        head = nn.Dense(self.num_classes, use_bias=False, kernel_init=start, name="head")
+        return head(x.astype(jnp.float32)) * self.head_scale
 
 
 speedrun94 = partial(Speedrun)
