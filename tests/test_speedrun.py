@@ -1,5 +1,7 @@
 """The speedruns' networks: whitening from data, the identities they start from, and what stays frozen."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,7 +125,7 @@ def test_a_run_starts_from_the_whitening_of_its_training_images(changes):
 
 
 def test_the_recipe_has_the_rates_of_the_peer():
-    """The peer's numbers, which are for a summed loss, against one step of ours on the mean: 200 steps of 2000 images."""
+    """The peer's numbers, for a summed loss, against one step of ours on the mean: 200 steps of 2000 images."""
     recipe = load_recipe("configs/speedrun94.py", {"model.widths": (4, 8), "data.num_classes": 10})
     recipe = override(recipe, {"data.image_shape": (8, 8, 3), "data.train_count": 50_000, "dtype": "float32"})
     assert train.steps_per_epoch(recipe) * recipe.epochs == 200
@@ -156,9 +158,8 @@ def test_float16_takes_the_gradient_of_the_sum_as_the_peer_does():
     for dtype in ("float32", "float16"):
         recipe = made.recipe({"data.num_classes": 5, "dtype": dtype}, model=TINY)
         state = made.init(recipe)
-        where = inputs, targets, jax.random.key(0)
-        both = jit(lambda *weights, recipe=recipe: train.loss_and_gradients(recipe, *weights, *where))
-        gradients[dtype] = both(state.params, state.batch_stats)[1]
+        both = jit(functools.partial(train.loss_and_gradients, recipe))
+        gradients[dtype] = both(state.params, state.batch_stats, inputs, targets, jax.random.key(0))[1]
     exact, rough = (tree["group1"] for tree in gradients.values())
     distances = jax.tree.map(lambda one, other: np.linalg.norm(one - other) / np.linalg.norm(one), exact, rough)
     assert 1e-4 < max(jax.tree.leaves(distances)) < 0.01

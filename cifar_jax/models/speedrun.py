@@ -47,8 +47,9 @@ def patches(images: Array) -> Array:
 def whitening_filters(images: Array) -> Array:
     """The filters that whiten the 2x2 patches of images float32 [N, H, W, C], normalised: [2, 2, C, 8 C].
 
-    Eigenvectors of the patches' second moments (their mean, nearly 0, is not subtracted), largest first, each over the root of its eigenvalue; then their negatives.
-    An eigenvector has no sign of its own: its largest entry is positive, on every device.
+    Eigenvectors of the patches' second moments (their mean, nearly 0, is not subtracted), largest first, each over the
+    root of its eigenvalue; then their negatives. An eigenvector has no sign of its own: its largest entry is positive,
+    on every device.
     """
     pixels = patches(images)
     moments = jnp.matmul(pixels.T, pixels, precision="highest") / len(pixels)
