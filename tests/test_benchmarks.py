@@ -105,6 +105,88 @@ def test_a_peers_runs_are_read_without_its_warm_up(guard, monkeypatch, tmp_path,
     assert [run["accuracy"] for run in block["runs"]] == pytest.approx([0.5 + (first + run) / 100 for run in range(3)])
 
 
+class Ours:
+    """In place of the worker: a run with seed s takes 1 s and reaches 0.94 + s / 1000."""
+
+    def __init__(self, *arguments):
+        self.closed = False
+
+    def ask(self, command, **arguments):
+        if command == "train":
+            return {"runs": [{"seed": s, "accuracy": 0.94 + s / 1000, "seconds": 1.0} for s in arguments["seeds"]]}
+        about = {"device": "a GPU", "dtype": "bfloat16", "training_pflop": 0.3, "compile_seconds": 5.0}
+        return {"prepare": about, "warm_up": {"matmul_tflops": 600.0}, "arrays": {}}[command]
+
+    def close(self):
+        self.closed = True
+
+
+@pytest.fixture
+def speedrun(guard, monkeypatch):
+    import speedrun
+
+    def run_peer(options, path, folder, count, variables=None):
+        """Every run takes as many seconds as the file has characters."""
+        seconds = len(Path(path).read_text()) / 10
+        return {"runs": [{"accuracy": 0.94, "seconds": seconds}] * count, "process_seconds": seconds + 10}
+
+    monkeypatch.setattr(speedrun, "Worker", Ours)
+    monkeypatch.setattr(speedrun, "run_peer", run_peer)
+    return speedrun
+
+
+def sit(speedrun, monkeypatch, folder, *arguments, **files):
+    """One call of the script with these peers; the record and the table that it left."""
+    peers = []
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+        peers += ["--peer", f"{name}={folder / name}.py"]
+    monkeypatch.setattr(sys, "argv", ["speedrun.py", f"--out={folder}", "--runs=2", *arguments, *peers])
+    assert speedrun.main() == 0
+    file = folder / "speedrun_speedrun94.json"
+    return json.loads(file.read_text()), file.with_suffix(".md").read_text()
+
+
+def test_sittings_of_a_speedrun_add_up(speedrun, monkeypatch, tmp_path):
+    """Each with seeds of its own, and each peer beside our runs of its own sittings only."""
+    sit(speedrun, monkeypatch, tmp_path, slow="range(200)" + 10 * " ")
+    sit(speedrun, monkeypatch, tmp_path, fast="range(200)")
+    record, table = sit(speedrun, monkeypatch, tmp_path, "--processes", fast="range(200)")
+    order = [[block["side"] for block in sitting.get("blocks", [])] for sitting in record["sittings"]]
+    assert order == [["ours", "slow", "slow", "ours"], ["ours", "fast", "fast", "ours"], []]
+    seeds = [run["seed"] for run in speedrun.pooled(record["sittings"], "ours")]
+    assert sorted(seeds) == list(range(8))
+    assert "| ours | 8 | 94.3500% " in table
+    assert "| slow | 4 | 94.0000% ± 0.0000% | 94.0000% | 2.000 (2.000) | 0.500 |  |  |" in table
+    assert "| fast | 4 | 94.0000% ± 0.0000% | 94.0000% | 1.000 (1.000) | 1.000 | 11.00 (n=2) | 11.00 (n=2) |" in table
+    assert "3 of 3 sittings" in table
+    assert "300.0 TFLOP/s over the run, 50% of the 600.0 of matrix products" in table
+
+
+def test_sittings_of_other_versions_are_kept_and_not_pooled(speedrun, monkeypatch, tmp_path):
+    sit(speedrun, monkeypatch, tmp_path, peer="range(200)")
+    monkeypatch.setattr(speedrun, "versions", lambda options, peers: {"jax": "another"})
+    record, table = sit(speedrun, monkeypatch, tmp_path, peer="range(200)")
+    assert len(record["sittings"]) == 2
+    assert record["sittings"][1]["seed"] == 0
+    assert "1 of 2 sittings" in table
+    assert "| ours | 4 |" in table
+
+
+def test_no_block_starts_that_would_not_end_in_time(speedrun, monkeypatch, tmp_path, capsys):
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(speedrun.time, "perf_counter", lambda: next(clock))
+    record, _ = sit(speedrun, monkeypatch, tmp_path, "--limit=700", peer="range(200)")
+    assert [block["side"] for block in record["sittings"][0]["blocks"]] == ["ours", "peer"]
+    assert "the same command again adds to the results" in capsys.readouterr().out
+
+
+def test_the_lower_bound_is_students(speedrun):
+    """Of the table: t = 2.132 for 4 degrees of freedom and 95% on one side."""
+    runs = [{"accuracy": 0.9 + each / 100, "seconds": 1.0} for each in (1, 2, 3, 4, 5)]
+    assert speedrun.figures(runs)["lower_bound"] == pytest.approx(0.93 - 2.132 * 0.0158114 / 5**0.5, abs=1e-5)
+
+
 @pytest.mark.parametrize(("second", "count"), [(1.5, 1), (1.3, 0)])
 def test_worse_is_what_is_worse_twice(guard, monkeypatch, second, count):
     """The second measurement decides; neither is written where the machine was busy, both are otherwise."""
