@@ -7,7 +7,8 @@ Not measured yet: it wants a GPU.
 A small proxy sees each batch of 1024 first; the 512 images on which its loss is highest train the network, and in every
 fourth step the proxy too. The numbers, for a loss summed over those 512 images: Nesterov SGD at 9 / 1024 over
 1 + 1 / (1 - momentum), the biases of the norms at 64 times that; weight decay 0.012 over the same and over each rate.
-Our loss is the mean, and so the rates are times 512 and the decays over 512.
+Our loss is the mean, and so the rates are times 512 and the decays over 512. The peer's batches run on over the ends of
+its epochs; ours leave the last 848 images of each order out, and the 2,160 steps are the same.
 """
 
 from ml_collections import ConfigDict

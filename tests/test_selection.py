@@ -44,6 +44,29 @@ def test_a_step_trains_on_the_hardest_half_alone():
     jax.tree.map(close, after.proxy["params"], made.step(own)(start, images[hard], labels[hard])[0].params)
 
 
+def test_the_proxy_learns_through_the_statistics_of_the_whole_batch():
+    """Its losses on the chosen half, of logits that batch normalisation made with all images, as the peer's are."""
+    data, selecting = made.split(), made.recipe(recipe(), proxy={"name": "speedrun94", "widths": (4,)})
+    state, images, labels = made.init(selecting), data.images[:8], data.labels[:8]
+    inputs, targets = train.normalise(selecting, images / np.float32(255)), jax.nn.one_hot(labels, made.CLASSES)
+    apply = train.model(selecting, "proxy").apply
+
+    def chosen(params):
+        variables = {"params": params, "batch_stats": state.proxy["batch_stats"]}
+        logits, updated = apply(variables, inputs, train=True, mutable=["batch_stats"])
+        return jax.lax.top_k(losses.cross_entropy(logits, targets), 4)[0].mean(), updated["batch_stats"]
+
+    gradients, batch_stats = jax.jit(jax.grad(chosen, has_aux=True))(state.proxy["params"])
+    transformation = train.optimizer(selecting, 0, "proxy")
+    updates, _ = transformation.update(gradients, state.proxy["opt_state"], state.proxy["params"])
+    after, _ = made.step(selecting)(state, images, labels)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    jax.tree.map(
+        lambda old, update, new: close(old + update, new), state.proxy["params"], updates, after.proxy["params"]
+    )
+    jax.tree.map(close, batch_stats, after.proxy["batch_stats"])
+
+
 def test_the_proxy_trains_in_every_second_step():
     data, selecting = made.split(), recipe()
     state, moved = made.init(selecting), []
@@ -95,7 +118,8 @@ def test_what_cannot_be_is_told(changes, answer):
     assert answer in str(error.value)
 
 
-def test_speedrun96_has_the_rates_of_the_peer():
+@pytest.mark.parametrize("section", ["model", "proxy"])
+def test_speedrun96_has_the_rates_of_the_peer(section):
     """airbench96_faster's numbers for a loss summed over 512 images: 9 and 0.012 over 1024 (1 + 1 / 0.15)."""
     peer = load_recipe("configs/speedrun96.py", {"data.num_classes": 10, "dtype": "float32"})
     recipe = made.recipe(peer, **{"data.image_shape": (8, 8, 3), "data.train_count": 50_000})
@@ -103,12 +127,14 @@ def test_speedrun96_has_the_rates_of_the_peer():
         recipe, model={"name": "speedrun96", "widths": (4,)}, proxy={"name": "speedrun96", "widths": (2,)}
     )
     assert train.steps_per_epoch(recipe) * recipe.epochs == 2160
-    params = train.init(recipe).params
+    state = train.init(recipe)
+    params = state.params if section == "model" else state.proxy["params"]
     gradients = jax.tree.map(lambda w: np.full(w.shape, 1e-3, np.float32), params)
     scale = 1024 * (1 + 1 / 0.15)
     for step, factor in ((0, 0.2), (108, 0.6), (216, 1.0), (1188, 0.5)):
-        transformation = train.optimizer(recipe, step)
+        transformation = train.optimizer(recipe, step, section)
         updates, _ = transformation.update(gradients, transformation.init(params), params)
+        assert np.any(updates["whitening_bias"]) == (section == "model")
         for name, peak in (("kernel", 9 / scale), ("bias", 64 * 9 / scale)):
             layer = "Convolution_0" if name == "kernel" else "BatchNorm_0"
             weight, update = (np.float64(tree["group1"][layer][name]) for tree in (params, updates))

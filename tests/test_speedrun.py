@@ -124,6 +124,61 @@ def test_a_run_starts_from_the_whitening_of_its_training_images(changes):
         np.testing.assert_allclose(batch_stats["whitening"], expected, rtol=1e-3, atol=1e-3)
 
 
+OFF = dict.fromkeys(load_recipe("configs/base.py").augment.keys(), 0)
+PEERS = {  # what airbench94_muon and airbench96_faster say, beside the rates
+    "speedrun94": {
+        "epochs": 8,
+        "batch_size": 2000,
+        "augment": {**OFF, "alternating_flip": 1, "crop": 2},
+        "selection": {"share": 0.0},
+        "lookahead": {"steps": 0},
+        "schedule": {"name": "linear"},
+    },
+    "speedrun96": {
+        "epochs": 45,
+        "batch_size": 1024,
+        "augment": {**OFF, "alternating_flip": 1, "crop": 4, "inner_cutout": 12},
+        "selection": {"share": 0.5, "every": 4},
+        "lookahead": {"steps": 5, "pull": 1 - 0.95**5, "power": 3.0},
+        "schedule": {"name": "linear", "warmup_epochs": 4.5, "start": 0.2},
+    },
+}
+BOTH = {
+    "data": {"validation": 0, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)},
+    "loss": {"name": "cross_entropy", "label_smoothing": 0.2},
+    "evaluation": {"views": "mirror_shift"},
+    "gradient_accumulation": 1,
+    "gradient_clip_norm": 0.0,
+    "average": {"decay": 0.0, "start_epoch": 0},
+    "sam": {"rho": 0.0},
+}
+SEEN = {"whitening_images": 5000}
+NETWORKS = {
+    ("speedrun94", "model"): {"widths": (64, 256, 256), "depth": 2, "momentum": 0.6, "head_scale": 1 / 256},
+    ("speedrun96", "model"): {"widths": (128, 384, 512), "depth": 3, "momentum": 0.9, "head_scale": 1 / 9},
+    ("speedrun96", "proxy"): {"widths": (32, 64, 64), "depth": 2, "momentum": 0.9, "head_scale": 1 / 9},
+}
+STARTS = {
+    "speedrun94": {"head_std": 1.0, "whitening_bias": 1.0},
+    "speedrun96": {"head_std": 0.0, "whitening_bias": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_recipe_is_the_peers(name):
+    recipe = load_recipe(f"configs/{name}.py")
+    for field, expected in {**BOTH, **PEERS[name]}.items():
+        found = recipe[field]
+        assert found == expected or {each: found[each] for each in expected} == expected, field
+
+
+@pytest.mark.parametrize(("name", "section"), NETWORKS)
+def test_the_network_is_the_peers(name, section):
+    network = train.model(load_recipe(f"configs/{name}.py", {"dtype": "float32"}), section)
+    for field, expected in {**NETWORKS[name, section], **STARTS[name], "activation": "gelu", **SEEN}.items():
+        assert getattr(network, field) == expected, field
+
+
 def test_the_recipe_has_the_rates_of_the_peer():
     """The peer's numbers, for a summed loss, against one step of ours on the mean: 200 steps of 2000 images."""
     recipe = load_recipe("configs/speedrun94.py", {"model.widths": (4, 8), "data.num_classes": 10})
