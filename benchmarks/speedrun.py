@@ -16,8 +16,8 @@ from the start of the training to the accuracy with all views; and, by --process
 empty caches of compiled programs ("cold"), and with those that it left ("warm"). A peer that warms up does so
 there too.
 
-Writes speedrun_<recipe>.json to --out after each block, and the tables over it, sides of like versions pooled; settings
-other than the recipe's stand in its name.
+Writes speedrun_<recipe>.json to --out after each block, and the table over it, of the sittings that had the same code,
+versions and machine as the last; settings other than the recipe's stand in its name.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from worker import HERE, Worker
 
 WORKER, SMOKE_RUNS = "speedrun_worker.py", 2
 BLOCK = re.compile(r"range\(200\)")  # how every peer counts its runs
-LIKE = ("device", "dtype", "versions")  # what sittings must have in common to be pooled
+LIKE = ("device", "dtype", "cpu", "cores", "python", "versions")  # what sittings must have in common to be pooled
 
 
 def main() -> int:
@@ -59,10 +59,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(Worker(sys.executable, WORKER)) as ours:
         if peers:
             ours.ask("arrays", folder=folder, **asked(options))
-        sitting = {**ours.ask("prepare", **asked(options)), **machine(), "versions": versions(options, peers)}
+        sitting = {**ours.ask("prepare", **asked(options)), **machine(), "versions": versions(options)}
+        sitting |= {"commit": output("git", "describe", "--always", "--dirty", "--exclude=*")}
+        sitting |= {"peers": {side: identity(options, path) for side, path in peers.items()}}
         sitting["seed"] = next_seed(record, sitting)  # of the first of our runs; the others follow
-        (processes if options.processes else blocks)(options, record, sitting, peers, ours, Path(folder))
+        try:
+            (processes if options.processes else blocks)(options, record, sitting, peers, ours, Path(folder))
+        except PeerError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     return 0
+
+
+class PeerError(RuntimeError):
+    """A peer's program made no run."""
 
 
 def parse() -> argparse.Namespace:
@@ -150,8 +160,8 @@ def processes(
                 block = run_peer(options, peers[side], folder, 1, caches)
                 clock = {"seconds": block["process_seconds"], **block}
             sitting["processes"].append({"side": side, "state": state, **clock})
+            keep(options, record, sitting)
         took[side] = time.perf_counter() - start
-        keep(options, record, sitting)
 
 
 def in_time(options: argparse.Namespace, seconds: float, what: str) -> bool:
@@ -180,7 +190,9 @@ def whole_process(options: argparse.Namespace, cache: str, seed: int) -> dict[st
 def run_peer(
     options: argparse.Namespace, path: str, folder: Path, count: int, variables: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """A block of the peer's runs. One that compiles, with no warm-up of its own, makes one more, which is dropped."""
+    """A block of the peer's runs; fewer than `count` where the limit ends it. Warm-ups are dropped: a peer that
+    compiles and has none of its own makes one run more. Raises PeerError where there is no run.
+    """
     copy, text = folder / Path(path).name, Path(path).read_text()
     extra = int("torch.compile" in text and '"warmup"' not in text and not options.processes)
     copy.write_text(BLOCK.sub(f"range({count + extra})", text))
@@ -196,19 +208,25 @@ def run_peer(
         subprocess.run([options.peer_python, "-c", saver], cwd=folder, check=True)
     start = time.perf_counter()
     known = {"SPEEDRUN_BENCHMARKS": str(HERE), **dict(text.split("=") for text in options.peer_setting)}
-    done = subprocess.run(
-        [options.peer_python, copy.name],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **known, **(variables or {})},
-        timeout=max(1.0, options.limit - (start - options.begin)),
-    )
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **known, **(variables or {})}
+    said = {name: folder / f"{copy.stem}.{name}" for name in ("stdout", "stderr")}
+    with said["stdout"].open("w") as stdout, said["stderr"].open("w") as stderr:
+        process = subprocess.Popen(
+            [options.peer_python, copy.name], cwd=folder, env=environment, stdout=stdout, stderr=stderr
+        )
+        try:
+            process.wait(timeout=max(1.0, options.limit - (start - options.begin)))
+        except subprocess.TimeoutExpired:
+            print(f"{path} is ended: {options.limit:.0f} s are over", flush=True)
+            process.kill()
+            process.wait()
     seconds = time.perf_counter() - start
-    rows = [line.split("|") for line in done.stdout.splitlines() if re.search(r"\|\s+eval\s+\|", line)]
-    runs = [{"accuracy": float(row[-3]), "seconds": float(row[-2])} for row in rows][-count:]
-    if len(runs) < count:
-        raise RuntimeError(f"{path} printed {len(runs)} of {count} runs:\n{done.stdout}\n{done.stderr}"[-4000:])
+    rows = [line.split("|") for line in said["stdout"].read_text().splitlines() if re.search(r"\|\s+eval\s+\|", line)]
+    counted = [row for row in rows if "warmup" not in row[1]][extra : extra + count]
+    if not counted:
+        told = "\n".join(file.read_text() for file in said.values())
+        raise PeerError(f"{path} made no run:\n{told[-4000:]}")
+    runs = [{"accuracy": float(row[-3]), "seconds": float(row[-2])} for row in counted]
     return {"runs": runs, "process_seconds": round(seconds, 2)}
 
 
@@ -228,48 +246,66 @@ def clocks() -> Iterator[dict[str, Any]]:
             watching.terminate()
             watching.wait()
         output.seek(0)
-        lines = [line.split(", ") for line in output.read().splitlines() if line.count(", ") == len(fields) - 1]
-    for field, texts in zip(fields, zip(*lines, strict=True), strict=bool(lines)):
-        values = [float(text) for text in texts]
-        seen[field] = [min(values), statistics.median(values), max(values)]
+        lines = [line.split(", ") for line in output.read().splitlines()]
+    for number, field in enumerate(fields):
+        given = [line[number] for line in lines if len(line) == len(fields)]
+        if values := [float(text) for text in given if re.fullmatch(r"[\d.]+", text)]:  # [N/A] is none
+            seen[field] = [min(values), statistics.median(values), max(values)]
 
 
-def versions(options: argparse.Namespace, peers: dict[str, str]) -> dict[str, str]:
-    """Of everything that takes part: packages, the driver, our commit, the peers' PyTorch and their files' digests."""
+def output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=HERE).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
+def digest(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def versions(options: argparse.Namespace) -> dict[str, str]:
+    """Of what our side consists of: packages, the driver, and our code by its digest."""
     named = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
     found = {name: metadata.version(name) for name in named if any(metadata.distributions(name=name))}
-    output = lambda *command: subprocess.run(command, capture_output=True, text=True, cwd=HERE).stdout.strip()
-    if commit := output("git", "describe", "--always", "--dirty", "--exclude=*"):
-        found["commit"] = commit
+    root = HERE.parent
+    config = next(path for path in (Path(options.config), root / options.config) if path.is_file())
+    code = [*sorted((root / "cifar_jax").rglob("*.py")), root / "configs/base.py", config, HERE / WORKER]
+    found["code"] = digest(*code, root / "launch.py")
     if shutil.which("nvidia-smi"):
         found["gpu, driver, power limit"] = output(
             "nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"
         )
-    if peers:
-        code = "import torch as t; print(t.__version__, 'CUDA', t.version.cuda, 'cuDNN', t.backends.cudnn.version())"
-        found["torch"] = output(options.peer_python, "-c", code)
-    return found | {side: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12] for side, path in peers.items()}
+    return found
+
+
+def identity(options: argparse.Namespace, path: str) -> dict[str, str]:
+    """What a peer consists of."""
+    code = "import torch as t; print(t.__version__, 'CUDA', t.version.cuda, 'cuDNN', t.backends.cudnn.version())"
+    torch = output(options.peer_python, "-c", code)
+    return {"file": digest(Path(path)), "torch": torch, "settings": " ".join(options.peer_setting)}
+
+
+def settings(options: argparse.Namespace) -> list[str]:
+    """What differs from the recipe."""
+    return [*options.field, *([f"images={options.images}"] if options.images else [])]
 
 
 def file_of(options: argparse.Namespace) -> Path:
-    settings = [*options.field, *([f"images={options.images}"] if options.images else [])]
-    name = "_".join(["speedrun", Path(options.config).stem, *settings])
+    name = "_".join(["speedrun", Path(options.config).stem, *settings(options)])
     return options.out / f"{re.sub(r'[^A-Za-z0-9.=-]', '_', name)}.json"
 
 
 def read(options: argparse.Namespace) -> dict[str, Any]:
     """The sittings so far."""
-    settings = [*options.field, *([f"images={options.images}"] if options.images else [])]
-    empty = {"recipe": Path(options.config).stem, "settings": settings, "sittings": []}
+    empty = {"recipe": Path(options.config).stem, "settings": settings(options), "sittings": []}
     file = file_of(options)
     return json.loads(file.read_text()) if file.exists() and not (options.smoke or options.holdout) else empty
 
 
 def alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two sittings may be pooled: nothing that both of them have differs but the day."""
-    shared = one["versions"].keys() & other["versions"].keys()
-    same = all(one["versions"][name] == other["versions"][name] for name in shared)
-    return same and all(one[field] == other[field] for field in LIKE if field != "versions")
+    """Whether our side was the same in two sittings."""
+    return all(one[field] == other[field] for field in LIKE)
 
 
 def next_seed(record: dict[str, Any], sitting: dict[str, Any]) -> int:
@@ -291,8 +327,9 @@ def keep(options: argparse.Namespace, record: dict[str, Any], sitting: dict[str,
     print(text, flush=True)
     if not (options.smoke or options.holdout):
         options.out.mkdir(parents=True, exist_ok=True)
-        file = file_of(options)
-        file.write_text(json.dumps(record, indent=1) + "\n")
+        file, new = file_of(options), file_of(options).with_suffix(".new")
+        new.write_text(json.dumps(record, indent=1) + "\n")
+        new.replace(file)  # at once: an interruption costs nothing that was there
         file.with_suffix(".md").write_text(text)
 
 
@@ -314,16 +351,26 @@ def figures(runs: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def having(sittings: list[dict[str, Any]], side: str) -> list[dict[str, Any]]:
+    """The sittings that had this side, as it was in the last of them."""
+    if side == "ours":
+        return sittings
+    found = [sitting for sitting in sittings if side in sitting["peers"]]
+    return [sitting for sitting in found if sitting["peers"][side] == found[-1]["peers"][side]]
+
+
 def pooled(sittings: list[dict[str, Any]], side: str) -> list[dict[str, Any]]:
     """A side's runs in these sittings."""
     given = [block for sitting in sittings for block in sitting.get("blocks", []) if block["side"] == side]
     return [run for block in given for run in block["runs"]]
 
 
-def ratio(sittings: list[dict[str, Any]], side: str) -> float:
-    """Our mean seconds over the side's, in the sittings that had it."""
-    shared = [sitting for sitting in sittings if pooled([sitting], side)]
-    return figures(pooled(shared, "ours"))["seconds"] / figures(pooled(shared, side))["seconds"]
+def ratio(sittings: list[dict[str, Any]], side: str) -> str:
+    """Our mean seconds over the side's, sitting by sitting: the geometric mean, and the least and the greatest."""
+    seconds = lambda sitting, side: statistics.fmean(run["seconds"] for run in pooled([sitting], side))
+    ratios = [seconds(each, "ours") / seconds(each, side) for each in sittings if pooled([each], side)]
+    mean = f"{statistics.geometric_mean(ratios):.3f}"
+    return mean if len(ratios) == 1 else f"{mean} ({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} sittings)"
 
 
 def process_seconds(sittings: list[dict[str, Any]], side: str, state: str) -> str:
@@ -344,19 +391,22 @@ def table(record: dict[str, Any], sitting: dict[str, Any]) -> str:
     ]
     diverged = {}
     for side in dict.fromkeys(every):
-        cells = [side, "0", "", "", "", ""]
-        if runs := pooled(sittings, side):
+        cells, own = [side, "0", "", "", "", ""], having(sittings, side)
+        if runs := pooled(own, side):
             seen = figures(runs)
             cells = [side, str(seen["n"]), f"{seen['accuracy']:.4%} ± {seen['deviation']:.4%}"]
             cells += [f"{seen['lower_bound']:.4%}", f"{seen['seconds']:.3f} ({seen['median_seconds']:.3f})"]
-            cells += [f"{ratio(sittings, side):.3f}"]
+            cells += [ratio(own, side) if side != "ours" else "1"]
             diverged |= {side: seen["diverged"]} if seen["diverged"] else {}
-        cells += [process_seconds(sittings, side, state) for state in ("cold", "warm")]
+        cells += [process_seconds(own, side, state) for state in ("cold", "warm")]
         rows.append(f"| {' | '.join(cells)} |")
     recipe = " ".join([record["recipe"], *record["settings"]])
-    known = {name: text for each in sittings for name, text in each["versions"].items()}
-    note = [f"{recipe}, {sitting['dtype']}", sitting["device"], sitting["cpu"]]
-    note += [f"{name} {text}" for name, text in known.items()]
+    note = [f"{recipe}, {sitting['dtype']}", sitting["device"], f"{sitting['cores']} cores of {sitting['cpu']}"]
+    note += [f"{name} {text}" for name, text in sitting["versions"].items()]
+    known = {side: each["peers"][side] for each in sittings for side in each["peers"]}
+    note += [
+        f"{side}: " + ", ".join(f"{name} {text}" for name, text in it.items() if text) for side, it in known.items()
+    ]
     note += [f"{len(sittings)} of {len(record['sittings'])} sittings, the last on {sitting['date']}"]
     note += [f"diverged runs, counted with the others: {diverged}"] if diverged else []
     if runs := pooled(sittings, "ours"):

@@ -1,17 +1,20 @@
 """The results table: recipes trained with several seeds, evaluated once on the test split, each run kept as a figure.
 
     python benchmarks/table.py configs/resnet20.py configs/vgg16_bn.py --seeds=3 --limit=540
+    python benchmarks/table.py configs/cnn.py --add runs/cnn runs/seed1    # takes finished runs of this machine in
     python benchmarks/table.py                                   # prints the table over all that was measured
 
 Each recipe trains those of seeds 0, 1, ... that results/table_<recipe>.json does not hold yet for this device; none
 starts that would not end within --limit seconds, by the time that the last one took, the first by --need. --field
 changes a field of every recipe, and is kept with the figure; figures of other fields, devices or epochs are other rows.
-With --workdir an interrupted run resumes.
+With --workdir an interrupted run resumes. The time in the table is that of the quickest run: the one that other work
+on the machine disturbed the least.
 """
 
 import argparse
 import json
 import re
+import shlex
 import statistics
 import sys
 import time
@@ -30,7 +33,9 @@ SAME = ("recipe", "fields", "device", "epochs", "trained_on")
 def main() -> int:
     options = parse()
     results = HERE / "results"
-    if options.recipes:
+    if options.add:
+        add(options, results)
+    elif options.recipes:
         measure(options, results)
     print(table(results))
     return 0
@@ -44,7 +49,41 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds for all of it")
     parser.add_argument("--need", type=float, default=0.0, help="seconds that a recipe's first seed is thought to take")
     parser.add_argument("--workdir", help="folder that holds the unfinished runs")
-    return parser.parse_args()
+    parser.add_argument(
+        "--add", nargs="+", default=[], help="workdirs of finished runs of the one recipe that is given"
+    )
+    options = parser.parse_args()
+    given = (launch.parse_field(f"--config.{text}") for text in options.field)
+    options.field = sorted(f"{field}={value}" for field, value in given)
+    if options.add and len(options.recipes) != 1:
+        parser.error("--add needs the one recipe that the runs are of")
+    return options
+
+
+def add(options: argparse.Namespace, results: Path) -> None:
+    """The figures of finished runs. Their fields are what they have otherwise than the recipe's file."""
+    import cifar_jax as cj
+    from cifar_jax.devices import compute_dtype
+    from cifar_jax.recipe import differences, flatten
+
+    path = options.recipes[0]
+    file = results / f"table_{Path(path).stem}.json"
+    figures = json.loads(file.read_text()) if file.exists() else []
+    for workdir in options.add:
+        run = cj.load_run(workdir)
+        if run.evaluation is None:
+            raise SystemExit(f"error: the run in '{workdir}' is not complete; train it to its end")
+        decided = {"data.num_classes", "data.image_shape", "data.train_count", "seed"}
+        decided |= {"dtype"} if run.recipe.dtype == compute_dtype("auto") else set()
+        told = [line.split(":", 1)[0] for line in differences(cj.load_recipe(path), run.recipe)]
+        values = flatten(run.recipe)
+        fields = [f"{field}={values[field]}" for field in told if field not in decided]
+        seconds = sum(line["seconds"] for line in run.history)
+        known = json.loads((Path(workdir) / "environment.json").read_text())["packages"]
+        new = figure(run, Path(path).stem, run.recipe.seed, fields, seconds) | {"jax": known["jax"]}
+        key = lambda each: [each[name] for name in (*SAME, "seed")]
+        figures = [*(each for each in figures if key(each) != key(new)), new]
+        file.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def measure(options: argparse.Namespace, results: Path) -> None:
@@ -108,7 +147,7 @@ def figure(run: Any, name: str, seed: int, fields: list[str], seconds: float) ->
         "parameters": parameters,
         "multiply_adds": multiply_adds,
         "device": device(),
-        "seconds": round(seconds, 1),  # with compiling and the evaluation
+        "seconds": round(seconds, 1),  # with compiling and the evaluation, where the run was begun here
         "epoch_seconds": round(statistics.median(line["seconds"] for line in run.history), 3),
         "jax": jax.__version__,
         "dtype": run.recipe.dtype,
@@ -121,16 +160,25 @@ def table(results: Path) -> str:
     for file in sorted(results.glob("table_*.json")):
         for each in json.loads(file.read_text()):
             rows.setdefault(tuple(str(each[field]) for field in SAME), []).append(each)
-    head = ["recipe", "test accuracy", "n", "epochs", "images", "parameters", "device, time a run", "command"]
+    head = [
+        "recipe",
+        "test accuracy",
+        "n",
+        "epochs",
+        "images",
+        "parameters",
+        "device, time of the quickest run",
+        "command",
+    ]
     lines = [head, ["---"] * len(head)]
     for found in rows.values():
         accuracies = [100 * each["accuracy"] for each in found]
         mean = f"{statistics.fmean(accuracies):.2f}"
         accuracy = f"{mean} ± {statistics.stdev(accuracies):.2f}%" if len(found) > 1 else f"{mean}% (one seed)"
         first = found[0]
-        minutes = statistics.median(each["seconds"] for each in found) / 60
-        fields = "".join(f" --config.{field}" for field in first["fields"])
-        command = f"`train --config=configs/{first['recipe']}.py{fields}`"
+        minutes = min(each["seconds"] for each in found) / 60
+        fields = "".join(f" --field {shlex.quote(field)}" for field in first["fields"])
+        command = f"`benchmarks/table.py configs/{first['recipe']}.py{fields}`"
         cells = [f"`{first['recipe']}`", accuracy, str(len(found))]
         cells += [str(first["epochs"]), f"{first['trained_on']:,}", f"{first['parameters']:,}"]
         lines.append([*cells, f"{first['device']}, {minutes:.1f} min", command])

@@ -211,7 +211,7 @@ def select(recipe: Recipe, state: TrainState, inputs: Array, targets: Array) -> 
         return losses[chosen].mean(), (chosen, updated.get("batch_stats", {}))
 
     def learn(params, opt_state):
-        gradients, (chosen, batch_stats) = jax.grad(hardest, has_aux=True)(params)
+        (_, (chosen, batch_stats)), gradients = value_and_gradient(recipe, count, hardest, params)
         updates, opt_state = optimizer(recipe, state.step, "proxy").update(gradients, opt_state, params)
         return chosen, {
             "params": optax.apply_updates(params, updates),
@@ -225,6 +225,17 @@ def select(recipe: Recipe, state: TrainState, inputs: Array, targets: Array) -> 
 
     due = state.step % recipe.selection.every == 0
     return jax.lax.cond(due, learn, look, state.proxy["params"], state.proxy["opt_state"])
+
+
+def value_and_gradient(recipe: Recipe, count: int, mean_loss: Any, params: Any) -> tuple[tuple[Array, Any], Any]:
+    """As jax.value_and_grad of `mean_loss`, a mean over `count` images beside something else.
+
+    float16 holds nothing below 6e-8, which the gradient of a mean soon is: there the sum's is taken, as airbench does.
+    """
+    loss, backward, beside = jax.vjp(mean_loss, params, has_aux=True)
+    scale = count if recipe.dtype == "float16" else 1
+    (gradients,) = backward(jnp.full_like(loss, scale))
+    return (loss, beside), jax.tree.map(lambda gradient: gradient / scale, gradients)
 
 
 def loss_and_gradients(
@@ -253,11 +264,7 @@ def loss_and_gradients(
         return losses.mean(), (logits, updated.get("batch_stats", {}))
 
     def both(params, batch_stats, part):
-        loss, backward, rest = jax.vjp(lambda params: mean_loss(params, batch_stats, part), params, has_aux=True)
-        # float16 holds nothing below 6e-8, which the gradient of a mean soon is: the sum's, as airbench takes it.
-        scale = len(part[0]) if recipe.dtype == "float16" else 1
-        (gradients,) = backward(jnp.float32(scale))
-        return (loss, rest), jax.tree.map(lambda gradient: gradient / scale, gradients)
+        return value_and_gradient(recipe, len(part[0]), lambda params: mean_loss(params, batch_stats, part), params)
 
     parts = recipe.gradient_accumulation
     if parts == 1:

@@ -52,10 +52,53 @@ def head(x, params):
     return dense(x.mean((1, 2)), params["Dense_0"])
 
 
-def pool(x, reduce):
-    """2x2; at a border of odd size the window is cut."""
-    x = np.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)], constant_values=-np.inf)
+def pool(x, reduce, beyond=-np.inf):
+    """2x2; at a border of odd size the window is cut: `beyond` lies there."""
+    x = np.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)], constant_values=beyond)
     return reduce(reduce(x.reshape(len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1), axis=4), axis=2)
+
+
+def mlp(p, s, x):
+    x = x.reshape(len(x), -1)
+    for number in range(2):
+        x = relu(dense(x, p[f"Dense_{number}"]))
+    return dense(x, p["Dense_2"])
+
+
+def cnn(p, s, x):
+    """LeNet's order: convolution, ReLU, max-pooling; twice, and two dense layers on all pixels."""
+    for number in range(2):
+        x = pool(relu(convolve(x, p[f"Convolution_{number}"])), np.max)
+    return dense(relu(dense(x.reshape(len(x), -1), p["Dense_0"])), p["Dense_1"])
+
+
+def group_norm(x, params):
+    """Wu & He 2018: an image's channels in as many equal groups as the greatest common divisor with 32."""
+    groups = x.reshape(*x.shape[:3], int(np.gcd(32, x.shape[-1])), -1)
+    deviation = np.sqrt(groups.var((1, 2, 4), keepdims=True) + 1e-6)
+    x = ((groups - groups.mean((1, 2, 4), keepdims=True)) / deviation).reshape(x.shape)
+    return x * params["scale"] + params["bias"]
+
+
+def convnet(p, s, x, pooling="max", normalisation="batch", pixels="average"):
+    """(Convolution, norm, ReLU) twice and pooling, two stages; a hidden layer."""
+    normed = {
+        "none": lambda number, x: x,
+        "batch": lambda number, x: norms(p, s)(f"BatchNorm_{number}", x),
+        "layer": lambda number, x: layer_norm(x, p[f"LayerNorm_{number}"]),
+        "group": lambda number, x: group_norm(x, p[f"GroupNorm_{number}"]),
+    }[normalisation]
+    pooled = {
+        "max": lambda x: pool(x, np.max),
+        "average": lambda x: pool(x, np.mean, beyond=0),
+        "strided": lambda x: x,
+    }[pooling]
+    for number in range(4):
+        stride = 2 if pooling == "strided" and number % 2 else 1
+        x = relu(normed(number, convolve(x, p[f"Convolution_{number}"], stride)))
+        x = pooled(x) if number % 2 else x
+    x = x.mean((1, 2)) if pixels == "average" else x.reshape(len(x), -1)
+    return dense(relu(dense(x, p["Dense_0"])), p["Dense_1"])
 
 
 def vgg(p, s, x):
@@ -184,6 +227,9 @@ def speedrun(p, s, x):
 
 
 PAPERS = {  # and the size of the images
+    "mlp": (mlp, 8),
+    "cnn": (cnn, 8),
+    "convnet": (convnet, 9),
     "vgg11": (vgg, 9),
     "vgg11_bn": (vgg, 9),
     "resnet18": (resnet, 9),  # of odd size: even ones are padded at one side only
@@ -207,6 +253,23 @@ def test_evaluation_is_the_papers_figure(name):
     logits, _ = program(name, train=False)(start, batch, jax.random.key(0))
     as_float64 = jax.tree.map(np.float64, start)
     expected = reference(as_float64["params"], as_float64.get("batch_stats", {}), np.float64(batch))
+    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("pooling", "normalisation", "pixels"),
+    [("average", "none", "average"), ("strided", "layer", "flatten"), ("max", "group", "flatten")],
+)
+def test_a_convnets_fields_are_numpys(pooling, normalisation, pixels):
+    """Each choice once; test_evaluation_is_the_papers_figure has the others."""
+    model = build("convnet", pooling=pooling, normalisation=normalisation, head=pixels)
+    batch = images(3, 9, 9)
+    start = jit(lambda x: model.init(jax.random.key(0), x, train=False))(batch)
+    random = np.random.RandomState(1)
+    start = jax.tree.map(lambda leaf: leaf + 0.1 * random.uniform(0.5, 1, leaf.shape).astype(np.float32), start)
+    logits = jit(lambda v, x: model.apply(v, x, train=False))(start, batch)
+    params = jax.tree.map(np.float64, start)["params"]
+    expected = convnet(params, {}, np.float64(batch), pooling, normalisation, pixels)
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
 
 

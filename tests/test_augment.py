@@ -427,6 +427,21 @@ def test_the_policies_draw_every_operation():
         assert abs(same - 1 / 14) < 4 * np.sqrt(1 / 14 * 13 / 14 / 2000) + 0.01
 
 
+def test_the_policies_go_as_far_as_their_papers():
+    """In their units, for images of 32 pixels: Cubuk et al. 2019, table 6 (translations as torchvision scales them),
+    and Müller & Hutter 2021, table 6, "wide": bits that posterize keeps, the threshold from which solarize inverts."""
+    far = {name: (small, wide) for name, small, wide, _ in OPERATIONS}
+    assert [round(32 * amount, 1) for amount in far["translate_x"]] == [14.5, 32]
+    assert far["translate_x"] == far["translate_y"]
+    assert far["shear_x"] == far["shear_y"] == (0.3, 0.99)
+    assert far["rotate"] == (30, 135)
+    assert [8 - bits for bits in far["posterize"]] == [4, 2]
+    assert [256 * (1 - share) for share in far["solarize"]] == [0, 0]
+    assert {far[name] for name in ("brightness", "color", "contrast", "sharpness")} == {(0.9, 0.99)}
+    signed = {name for name, *_, either in OPERATIONS if either}
+    assert set(far) - signed == {"identity", "posterize", "solarize", "autocontrast", "equalize"}
+
+
 def writes_down(operation, amount, images, mean):
     """In place of `apply`: shifts the operation and its amount into the images, which are [B, 1, W, 1]."""
     return jnp.concatenate([images[:, :, 2:], jnp.stack([operation, amount], 1)[:, None, :, None]], 2)

@@ -1,5 +1,6 @@
 """What the benchmarks decide, on figures made up here; nothing is timed."""
 
+import contextlib
 import copy
 import json
 import sys
@@ -165,12 +166,45 @@ def test_sittings_of_a_speedrun_add_up(speedrun, monkeypatch, tmp_path):
 
 def test_sittings_of_other_versions_are_kept_and_not_pooled(speedrun, monkeypatch, tmp_path):
     sit(speedrun, monkeypatch, tmp_path, peer="range(200)")
-    monkeypatch.setattr(speedrun, "versions", lambda options, peers: {"jax": "another"})
+    monkeypatch.setattr(speedrun, "versions", lambda options: {"jax": "another"})
     record, table = sit(speedrun, monkeypatch, tmp_path, peer="range(200)")
     assert len(record["sittings"]) == 2
     assert record["sittings"][1]["seed"] == 0
     assert "1 of 2 sittings" in table
     assert "| ours | 4 |" in table
+
+
+def test_a_peer_of_another_file_is_not_pooled_with_its_former_self(speedrun, monkeypatch, tmp_path):
+    sit(speedrun, monkeypatch, tmp_path, peer="range(200)")
+    sit(speedrun, monkeypatch, tmp_path, peer="range(200)" + 10 * " ")
+    _, table = sit(speedrun, monkeypatch, tmp_path, peer="range(200)" + 10 * " ")
+    assert "| ours | 12 |" in table
+    assert "| peer | 8 | 94.0000% ± 0.0000% | 94.0000% | 2.000 (2.000) | 0.500 (0.500 to 0.500, 2 sittings) |" in table
+
+
+def test_a_peer_that_makes_no_run_ends_the_sitting_and_what_was_measured_stays(guard, monkeypatch, tmp_path, capsys):
+    import speedrun
+
+    monkeypatch.setattr(speedrun, "Worker", Ours)
+    (tmp_path / "cifar10").mkdir()
+    monkeypatch.setattr(speedrun.tempfile, "TemporaryDirectory", lambda: contextlib.nullcontext(str(tmp_path)))
+    (tmp_path / "theirs.py").write_text("range(200)\nraise SystemExit('no GPU')")
+    peer = ["--peer", f"theirs={tmp_path / 'theirs.py'}", f"--peer-python={sys.executable}"]
+    monkeypatch.setattr(sys, "argv", ["speedrun.py", f"--out={tmp_path / 'out'}", "--runs=2", *peer])
+    assert speedrun.main() == 1
+    assert "made no run" in capsys.readouterr().err
+    record = json.loads((tmp_path / "out" / "speedrun_speedrun94.json").read_text())
+    assert [block["side"] for block in record["sittings"][0]["blocks"]] == ["ours"]
+
+
+def test_the_limit_ends_a_peer_and_keeps_its_finished_runs(guard, monkeypatch, tmp_path):
+    import speedrun
+
+    (tmp_path / "runs" / "cifar10").mkdir(parents=True)
+    (tmp_path / "peer.py").write_text(PEER + "    import time; time.sleep(60 * (run == 1))\n")
+    monkeypatch.setattr(sys, "argv", ["speedrun.py", f"--peer-python={sys.executable}", "--limit=3"])
+    block = speedrun.run_peer(speedrun.parse(), str(tmp_path / "peer.py"), tmp_path / "runs", 200)
+    assert [run["seconds"] for run in block["runs"]] == [1.0, 2.0]
 
 
 def test_no_block_starts_that_would_not_end_in_time(speedrun, monkeypatch, tmp_path, capsys):

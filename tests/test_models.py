@@ -2,11 +2,13 @@
 
 import functools
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from cifar_jax import train
 from cifar_jax.counts import counts
@@ -91,12 +93,13 @@ OTHER = {  # another value of each field that a recipe may set
     "width": 6,
     "widths": (6, 6),
     "kernel_size": 5,
+    "kernel_sizes": (5,),
     "hidden": 12,
     "stages": (1, 2),
     "activation": "tanh",
     "dropout": 0.5,
     "drop_path": 0.5,
-    "convolutions": 1,
+    "convolutions": (1,),
     "pooling": "average",
     "normalisation": "group",
     "head": "flatten",
@@ -178,6 +181,15 @@ def gradients(name, **fields):
     return jit(lambda variables, images: jax.grad(loss)(variables["params"], variables, images))
 
 
+def stated():
+    """Model -> (parameters, millions of multiply-adds) as the tables in the docstrings of the models' files say."""
+    found = {}
+    for file in Path(convnet.__file__).parent.glob("*.py"):
+        for name, count, size in re.findall(r"^ *(\w+) +([\d,]{7,}) +([\d,.]+) M$", file.read_text(), re.MULTILINE):
+            found[name] = int(count.replace(",", "")), float(size.replace(",", ""))
+    return found
+
+
 @functools.cache
 def full_size(name):
     """Parameters and multiply-adds of one 32x32 image, without computing anything."""
@@ -199,6 +211,13 @@ def test_as_many_parameters_as_the_paper_says(name):
 @every_member
 def test_as_many_multiply_adds_as_the_paper_says(name):
     assert full_size(name)[1] / 1e6 == pytest.approx(KNOWN[name][1], rel=1e-3)
+
+
+@every_member
+def test_the_docstring_says_as_much(name):
+    parameters, multiply_adds = stated()[name]
+    assert parameters == KNOWN[name][0]
+    assert multiply_adds == pytest.approx(KNOWN[name][1], abs=0.051)
 
 
 @every_model
@@ -272,6 +291,33 @@ def test_dropout_is_off_in_evaluation_and_drawn_from_the_key_in_training(name, f
     assert np.any(first != second)
 
 
+@pytest.mark.parametrize(
+    ("name", "block", "beside"),
+    [
+        ("resnet18", "conv3_1", "shortcut"),
+        ("preactivation_resnet18", "conv3_1", "shortcut"),
+        ("wide_resnet16_4", "conv4_1", "shortcut"),
+        ("vit", "block1", None),
+    ],
+)
+def test_drop_path_drops_the_branch_and_not_the_identity(name, block, beside):
+    """In the last block, whose rate is 1 here: what lies before it still learns, and its shortcut; its branch not."""
+    model, targets = build(name, drop_path=1.0), jax.nn.one_hot(jnp.arange(4), 5)
+
+    def loss(params):
+        given = {**variables(name), "params": params}
+        rngs = {"dropout": jax.random.key(0)}
+        return cross_entropy(model.apply(given, images(), train=True, mutable=["batch_stats"], rngs=rngs)[0], targets)
+
+    gradients = jit(jax.grad(lambda params: loss(params).mean()))(variables(name)["params"])
+    largest = {path: float(np.abs(leaf).max()) for path, leaf in flatten_dict(gradients, sep="/").items()}
+    branch = re.compile(rf"{block}/(Convolution_\d|Attention_0|Dense_\d)")
+    assert not any(value for path, value in largest.items() if branch.match(path))
+    assert sum(bool(branch.match(path)) for path in largest) >= 2
+    assert beside is None or largest[f"{block}/{beside}/kernel"] > 1e-6
+    assert largest["positions" if name == "vit" else "conv1/kernel"] > 1e-6
+
+
 @every_model
 def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32(name):
     logits, start = shapes(name, images(), dtype="bfloat16")
@@ -325,7 +371,13 @@ def test_an_unknown_choice_is_answered_with_the_known_ones(name, field):
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("wide_resnet16_4", {"depth": 15}), ("densenet_bc100_12", {"depth": 4}), ("vit", {"heads": 3})],
+    [
+        ("wide_resnet16_4", {"depth": 15}),
+        ("densenet_bc100_12", {"depth": 4}),
+        ("vit", {"heads": 3}),
+        ("convnet", {"convolutions": (1, 2, 2)}),
+        ("convnet", {"kernel_sizes": (3, 0)}),
+    ],
 )
 def test_sizes_that_do_not_divide_are_refused(name, changes):
     field = next(iter(changes))

@@ -429,6 +429,10 @@ FACTORS = [  # the recipe's section, the factor at an epoch
         lambda e: 0.5 ** sum(e >= milestone for milestone in (1, 6.5, 8)) * warm(e, 2),
     ),
     ({"name": "linear"}, lambda e: 1 - e / EPOCHS),
+    (
+        {"name": "linear", "start": 0.2, "warmup_epochs": 2.0},
+        lambda e: (0.2 + 0.8 * warm(e, 2)) * (1 - share(e, EPOCHS, 2)),
+    ),
     ({"name": "linear", "final": 0.2, "warmup_epochs": 2.0}, lambda e: warm(e, 2) * (1 - 0.8 * share(e, EPOCHS, 2))),
     ({"name": "cosine"}, lambda e: half_wave(1, 0, e / EPOCHS)),
     (

@@ -174,18 +174,17 @@ MODELS = {  # tensors, our model, the logits that PyTorch gives
         {"name": "resnet50", "stages": (1, 1), "width": 4},
         resnet_logits,
     ),
-    "torchvision's vgg": (
-        vgg(batch_norm=True),
-        {"name": "vgg11_bn", "stages": (1, 2), "width": 2, "head": "hidden"},
-        functools.partial(vgg_logits, stages=(1, 2)),
-    ),
-    "timm's vgg": (
-        vgg(timm=True),
-        {"name": "vgg11", "stages": (1, 2), "width": 2, "head": "hidden"},
-        functools.partial(vgg_logits, stages=(1, 2)),
-    ),
+    **{
+        f"{library}'s vgg{'_bn' * batch_norm}": (
+            vgg(batch_norm=batch_norm, timm=library == "timm"),
+            {"name": f"vgg11{'_bn' * batch_norm}", "stages": (1, 2), "width": 2, "head": "hidden"},
+            functools.partial(vgg_logits, stages=(1, 2)),
+        )
+        for library in ("torchvision", "timm")
+        for batch_norm in (False, True)
+    },
 }  # fmt: skip
-VGG = MODELS["torchvision's vgg"][1]
+VGG = MODELS["torchvision's vgg_bn"][1]
 
 
 def start(file, model=RESNET, **changes):

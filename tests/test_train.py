@@ -363,7 +363,7 @@ def test_gradient_accumulation_changes_nothing_but_the_order_of_sums(changes):
 
 
 def test_each_part_of_a_batch_is_normalised_by_its_own_statistics():
-    model = {"name": "convnet", "widths": (4,), "convolutions": 1, "dropout": 0.0}
+    model = {"name": "convnet", "widths": (4,), "convolutions": (1,), "dropout": 0.0}
     recipe, state, _ = accumulated(2, {"model": model})
     first, data = made.init(recipe), made.split()
     one = made.recipe({"model": model, "batch_size": 4})

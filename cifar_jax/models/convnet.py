@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cifar_jax.layers import BatchNorm, Convolution, activation, average_pool, choice, max_pool
+from cifar_jax.recipe import InputError
 
 POOLINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "max": partial(max_pool, padding="SAME"),
@@ -45,11 +46,18 @@ HEADS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def of_each(field: str, numbers: tuple[int, ...], stages: int) -> tuple[int, ...]:
+    """A number for each stage. Raises InputError unless there are so many, or one for all."""
+    if len(numbers) not in (1, stages) or min(numbers) < 1:
+        raise InputError(f"model.{field} is {numbers}; it takes one number above 0, or one for each of {stages} stages")
+    return numbers if len(numbers) == stages else numbers * stages
+
+
 class ConvNet(nn.Module):
     num_classes: int
     widths: tuple[int, ...] = (64, 128, 256)  # channels of each stage; every stage halves the image
-    convolutions: int = 2  # in each stage
-    kernel_size: int = 3
+    convolutions: tuple[int, ...] = (2,)  # of each stage, one number a stage or one for all
+    kernel_sizes: tuple[int, ...] = (3,)  # of each stage, likewise
     pooling: str = "max"  # max, average, or strided: the stage's last convolution has stride 2
     activation: str = "relu"
     normalisation: str = "batch"  # none, batch, layer, group
@@ -65,13 +73,14 @@ class ConvNet(nn.Module):
         norm = choice("normalisation", self.normalisation, NORMALISATIONS)
         use_bias = self.normalisation != "batch"  # which subtracts it again
         conv = partial(Convolution, kernel_init=nn.initializers.he_normal(), use_bias=use_bias, dtype=self.dtype)
+        depths = of_each("convolutions", self.convolutions, len(self.widths))
+        sizes = of_each("kernel_sizes", self.kernel_sizes, len(self.widths))
         x = images
-        for features in self.widths:
-            for number in range(self.convolutions):
-                last = number == self.convolutions - 1
+        for features, depth, size in zip(self.widths, depths, sizes, strict=True):
+            for number in range(depth):
+                last = number == depth - 1
                 strides = (2, 2) if self.pooling == "strided" and last else (1, 1)
-                size = (self.kernel_size, self.kernel_size)
-                x = conv(features, size, strides)(x)
+                x = conv(features, (size, size), strides)(x)
                 x = activate(norm(features, train, self.dtype)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(pool(x))
         x = choice("head", self.head, HEADS)(x)
