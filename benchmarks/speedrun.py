@@ -394,8 +394,12 @@ def table(record: dict[str, Any], sitting: dict[str, Any]) -> str:
         cells, own = [side, "0", "", "", "", ""], having(sittings, side)
         if runs := pooled(own, side):
             seen = figures(runs)
-            cells = [side, str(seen["n"]), f"{seen['accuracy']:.4%} ± {seen['deviation']:.4%}"]
-            cells += [f"{seen['lower_bound']:.4%}", f"{seen['seconds']:.3f} ({seen['median_seconds']:.3f})"]
+            cells = [side, str(seen["n"]), f"{seen['accuracy']:.4%}"]
+            cells[-1] += f" ± {seen['deviation']:.4%}" if len(runs) > 1 else ""
+            cells += [
+                f"{seen['lower_bound']:.4%}" if len(runs) > 1 else "",
+                f"{seen['seconds']:.3f} ({seen['median_seconds']:.3f})",
+            ]
             cells += [ratio(own, side) if side != "ours" else "1"]
             diverged |= {side: seen["diverged"]} if seen["diverged"] else {}
         cells += [process_seconds(own, side, state) for state in ("cold", "warm")]
@@ -413,8 +417,8 @@ def table(record: dict[str, Any], sitting: dict[str, Any]) -> str:
         rate = 1e3 * sitting["training_pflop"] / figures(runs)["median_seconds"]
         products = statistics.median(each["matmul_tflops"] for each in sittings if "matmul_tflops" in each)
         note += [
-            f"ours: {sitting['training_pflop']:.3f} PFLOP of training, {rate:.1f} TFLOP/s over the run,"
-            f" {rate / products:.0%} of the {products:.1f} of matrix products"
+            f"ours: {sitting['training_pflop']:.3f} PFLOP of training, {rate:.3g} TFLOP/s over the run,"
+            f" {rate / products:.0%} of the {products:.3g} of matrix products"
         ]
     return "; ".join(note) + "\n\n" + "\n".join(rows) + "\n"
 

@@ -161,7 +161,7 @@ def test_sittings_of_a_speedrun_add_up(speedrun, monkeypatch, tmp_path):
     assert "| slow | 4 | 94.0000% ± 0.0000% | 94.0000% | 2.000 (2.000) | 0.500 |  |  |" in table
     assert "| fast | 4 | 94.0000% ± 0.0000% | 94.0000% | 1.000 (1.000) | 1.000 | 11.00 (n=2) | 11.00 (n=2) |" in table
     assert "3 of 3 sittings" in table
-    assert "300.0 TFLOP/s over the run, 50% of the 600.0 of matrix products" in table
+    assert "300 TFLOP/s over the run, 50% of the 600 of matrix products" in table
 
 
 def test_sittings_of_other_versions_are_kept_and_not_pooled(speedrun, monkeypatch, tmp_path):
