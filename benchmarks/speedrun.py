@@ -233,7 +233,7 @@ def run_peer(
 @contextlib.contextmanager
 def clocks() -> Iterator[dict[str, Any]]:
     """What nvidia-smi says five times a second meanwhile, least, median and greatest; nothing where there is none."""
-    fields, seen = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu"), {}
+    fields, seen = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu"), dict[str, Any]()
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--loop-ms=200"]
     if not shutil.which(command[0]):
         yield seen
@@ -389,7 +389,7 @@ def table(record: dict[str, Any], sitting: dict[str, Any]) -> str:
         " | whole process, cold, s | warm, s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    diverged = {}
+    diverged: dict[str, float] = {}
     for side in dict.fromkeys(every):
         cells, own = [side, "0", "", "", "", ""], having(sittings, side)
         if runs := pooled(own, side):

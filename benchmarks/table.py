@@ -16,6 +16,7 @@ import json
 import re
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -34,7 +35,13 @@ def main() -> int:
     options = parse()
     results = HERE / "results"
     if options.add:
-        add(options, results)
+        from cifar_jax import InputError
+
+        try:
+            add(options, results)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     elif options.recipes:
         measure(options, results)
     print(table(results))
@@ -72,7 +79,7 @@ def add(options: argparse.Namespace, results: Path) -> None:
     for workdir in options.add:
         run = cj.load_run(workdir)
         if run.evaluation is None:
-            raise SystemExit(f"error: the run in '{workdir}' is not complete; train it to its end")
+            raise cj.InputError(f"the run in '{workdir}' is not complete; train it to its end")
         decided = {"data.num_classes", "data.image_shape", "data.train_count", "seed"}
         decided |= {"dtype"} if run.recipe.dtype == compute_dtype("auto") else set()
         told = [line.split(":", 1)[0] for line in differences(cj.load_recipe(path), run.recipe)]
@@ -151,7 +158,17 @@ def figure(run: Any, name: str, seed: int, fields: list[str], seconds: float) ->
         "epoch_seconds": round(statistics.median(line["seconds"] for line in run.history), 3),
         "jax": jax.__version__,
         "dtype": run.recipe.dtype,
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """Ours, or nothing where there is no git."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def table(results: Path) -> str:
