@@ -2,7 +2,8 @@
 
 python launch.py train --config=configs/convnet.py --workdir=runs/convnet
 
-To reach: 90% on the test split. Not measured yet.
+2 CPU cores at 200 GFLOP/s, 106 s an epoch where the machine did nothing else: test accuracy 90.21% ± 0.01 (n=2: 90.21,
+90.20), trained on 45,000 images. Seed 0 was trained before the evaluation took two views, which no training sees.
 
 Four stages of two convolutions: eight layers that cost a third of the network's default, 52.8 million multiply-adds,
 because the first stage, on the whole image, is half as wide. The schedule is short, so crops and decay are mild. An
