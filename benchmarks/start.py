@@ -38,7 +38,7 @@ def main() -> int:
     if options.smoke:
         options.recipes, options.warm = ["configs/quickstart.py"], 1
     file = options.out / "start.json"
-    entries = json.loads(file.read_text()) if file.exists() else []
+    entries = json.loads(file.read_text()) if file.exists() and not options.smoke else []
     for recipe in options.recipes:
         with tempfile.TemporaryDirectory() as folder:
             starts = [seconds(recipe, Path(folder), number, options.limit) for number in range(1 + options.warm)]
