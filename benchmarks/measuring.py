@@ -3,13 +3,14 @@
 import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from worker import Worker, cores
+from worker import HERE, Worker, cores
 
 
 def turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
@@ -62,3 +63,12 @@ def machine() -> dict[str, Any]:
         "cores": cores(),
         "python": platform.python_version(),
     }
+
+
+def commit() -> str:
+    """Ours, or nothing where there is no git."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""

@@ -5,7 +5,7 @@
     python benchmarks/speedrun.py --config=configs/speedrun96.py --runs=3 --peer airbench=A/airbench96_faster.py
     python benchmarks/speedrun.py --processes --peer airbench=A/airbench94_muon.py    # the other two clocks
     python benchmarks/speedrun.py --runs=20 --holdout=5000 --field model.activation=silu    # to choose settings by
-    python benchmarks/speedrun.py --runs=1 --images=4000 --field epochs=1 gradient_accumulation=8 model.momentum=0.938 \
+    python benchmarks/speedrun.py --runs=1 --limit=1800 --field epochs=1 gradient_accumulation=8 model.momentum=0.938 \
         --peer torch=benchmarks/torch_speedrun.py --peer-python=PATH --peer-setting SPEEDRUN_EPOCHS=1  # on a CPU
     python benchmarks/speedrun.py --smoke                                  # a tiny network, for errors only
 
@@ -22,6 +22,7 @@ versions and machine as the last; settings other than the recipe's stand in its 
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -32,12 +33,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from measuring import machine
+from measuring import commit, machine
 from worker import HERE, Worker
 
 WORKER, SMOKE_RUNS = "speedrun_worker.py", 2
@@ -60,11 +61,19 @@ def main() -> int:
         if peers:
             ours.ask("arrays", folder=folder, **asked(options))
         sitting = {**ours.ask("prepare", **asked(options)), **machine(), "versions": versions(options)}
-        sitting |= {"commit": output("git", "describe", "--always", "--dirty", "--exclude=*")}
+        sitting |= {"commit": commit()}
         sitting |= {"peers": {side: identity(options, path) for side, path in peers.items()}}
         sitting["seed"] = next_seed(record, sitting)  # of the first of our runs; the others follow
+        record["sittings"].append(sitting)
+        given = options, peers, Path(folder)
+        if options.processes:
+            ours.close()  # which would hold the device
+            kind, parts = "processes", functools.partial(processes, *given, sitting["seed"])
+        else:
+            sitting |= ours.ask("warm_up")
+            kind, parts = "blocks", functools.partial(block, *given, ours, sitting["seed"])
         try:
-            (processes if options.processes else blocks)(options, record, sitting, peers, ours, Path(folder))
+            there_and_back(options, record, kind, ["ours", *peers], parts)
         except PeerError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
@@ -108,60 +117,48 @@ def asked(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, option) for name, option in names.items()}
 
 
-def blocks(
-    options: argparse.Namespace,
-    record: dict[str, Any],
-    sitting: dict[str, Any],
-    peers: dict[str, str],
-    ours: Worker,
-    folder: Path,
+def there_and_back(
+    options: argparse.Namespace, record: dict[str, Any], kind: str, sides: list[str], parts: Callable[..., Any]
 ) -> None:
-    """Blocks of runs there and back, each kept as it ends."""
-    sitting |= ours.ask("warm_up") | {"blocks": []}
-    record["sittings"].append(sitting)
-    seed, took = sitting["seed"], dict.fromkeys(("ours", *peers), 0.0)
-    for side in [*took, *reversed(list(took))]:
-        if not in_time(options, took[side], f"{side}'s second block"):
+    """The parts of each side, A B B A, in the last sitting's list `kind`; each is kept as it ends."""
+    sitting, took = record["sittings"][-1], dict.fromkeys(sides, 0.0)
+    sitting[kind] = []
+    for number, side in enumerate([*sides, *reversed(sides)]):
+        if not in_time(options, took[side], f"the second turn of {side}"):
             return
         start = time.perf_counter()
-        with clocks() as seen:
-            if side == "ours":
-                block = ours.ask("train", seeds=list(range(seed, seed + options.runs)))
-                seed += options.runs
-            else:
-                block = run_peer(options, peers[side], folder, options.runs)
+        for part in parts(side, number):
+            sitting[kind].append({"side": side, **part})
+            keep(options, record, sitting)
         took[side] = time.perf_counter() - start
-        sitting["blocks"].append({"side": side, **block, **seen})
-        keep(options, record, sitting)
+
+
+def block(
+    options: argparse.Namespace, peers: dict[str, str], folder: Path, ours: Worker, first: int, side: str, number: int
+) -> Iterator[dict[str, Any]]:
+    """Warm runs; ours have the seeds from `first` on, in our second turn the next ones."""
+    with clocks() as seen:
+        if side == "ours":
+            start = first + options.runs * (number > 0)
+            runs = ours.ask("train", seeds=list(range(start, start + options.runs)))
+        else:
+            runs = run_peer(options, peers[side], folder, options.runs)
+    yield {**runs, **seen}
 
 
 def processes(
-    options: argparse.Namespace,
-    record: dict[str, Any],
-    sitting: dict[str, Any],
-    peers: dict[str, str],
-    ours: Worker,
-    folder: Path,
-) -> None:
-    """Whole processes with one run, there and back: from empty caches of compiled programs, then from full ones."""
-    ours.close()  # which would hold the device
-    sitting["processes"] = []
-    record["sittings"].append(sitting)
-    took = dict.fromkeys(("ours", *peers), 0.0)
-    for number, side in enumerate([*took, *reversed(list(took))]):
-        if not in_time(options, took[side], f"{side}'s second processes"):
-            return
-        start, cache = time.perf_counter(), folder / f"compiled_{number}"
-        for state in ("cold", "warm"):
-            if side == "ours":
-                clock = whole_process(options, str(cache), sitting["seed"])
-            else:
-                caches = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
-                block = run_peer(options, peers[side], folder, 1, caches)
-                clock = {"seconds": block["process_seconds"], **block}
-            sitting["processes"].append({"side": side, "state": state, **clock})
-            keep(options, record, sitting)
-        took[side] = time.perf_counter() - start
+    options: argparse.Namespace, peers: dict[str, str], folder: Path, seed: int, side: str, number: int
+) -> Iterator[dict[str, Any]]:
+    """Whole processes with one run: from empty caches of compiled programs, then from those that it left."""
+    cache = folder / f"compiled_{number}"
+    for state in ("cold", "warm"):
+        if side == "ours":
+            clock = whole_process(options, str(cache), seed)
+        else:
+            caches = {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
+            runs = run_peer(options, peers[side], folder, 1, caches)
+            clock = {"seconds": runs["process_seconds"], **runs}
+        yield {"state": state, **clock}
 
 
 def in_time(options: argparse.Namespace, seconds: float, what: str) -> bool:

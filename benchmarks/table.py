@@ -16,12 +16,12 @@ import json
 import re
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from measuring import commit
 from worker import HERE, cores
 
 sys.path.insert(0, str(HERE.parent))
@@ -160,15 +160,6 @@ def figure(run: Any, name: str, seed: int, fields: list[str], seconds: float) ->
         "dtype": run.recipe.dtype,
         "commit": commit(),
     }
-
-
-def commit() -> str:
-    """Ours, or nothing where there is no git."""
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-        return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:
-        return ""
 
 
 def table(results: Path) -> str:
