@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,15 @@ def work(recipe: Any) -> float:
     """FLOPs of a run's training, counted: forward, and twice as much backward, though the gradient by a frozen first
     layer's inputs falls away. The proxy of a selection sees every image, and learns from the chosen ones in some steps.
     """
-    _, multiply_adds = counts(train.model(recipe), recipe.data.image_shape)
-    images, share, proxy = train.steps_per_epoch(recipe) * recipe.batch_size * recipe.epochs, 1.0, 0.0
-    if recipe.selection.share:
-        share = recipe.selection.share
-        proxy = counts(train.model(recipe, "proxy"), recipe.data.image_shape)[1]
-        proxy *= 1 + 2 * share / recipe.selection.every
-    return 2 * images * (share * 3 * multiply_adds + proxy)
+    total, selected = 0.0, recipe.selection.share
+    height, width, channels = recipe.data.image_shape
+    for share, epochs in Counter(train.phase(recipe, epoch).share for epoch in range(recipe.epochs)).items():
+        shape = round(share * height), round(share * width), channels
+        an_image = 3 * counts(train.model(recipe), shape)[1] * (selected or 1)
+        if selected:
+            an_image += counts(train.model(recipe, "proxy"), shape)[1] * (1 + 2 * selected / recipe.selection.every)
+        total += 2 * epochs * train.steps_per_epoch(recipe) * recipe.batch_size * an_image
+    return total
 
 
 def matmul_rate() -> float:

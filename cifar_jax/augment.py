@@ -226,6 +226,13 @@ def augment(section: Any, key: Array, images: Array, targets: Array, **given: An
     return images, targets
 
 
+def resize(images: Array, share: float) -> Array:
+    """Images [B, H, W, C] at `share` of their height and width, rounded: bilinear, with antialiasing."""
+    batch, height, width, channels = images.shape
+    smaller = batch, round(share * height), round(share * width), channels
+    return images if smaller == images.shape else jax.image.resize(images, smaller, "linear")
+
+
 def _shifted(images: Array, rows: int, columns: int) -> Array:
     """Each image moved by whole pixels, reflected at its border."""
     _, height, width, _ = images.shape

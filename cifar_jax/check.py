@@ -1,9 +1,11 @@
 """Whether a recipe can be trained: what a training run asks before it writes anything."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
 
 from cifar_jax import train
 from cifar_jax.augment import views
@@ -62,9 +64,16 @@ def check(recipe: Any) -> None:
     try:
         build(OPTIMIZERS, recipe.optimizer, "optimizer")
         state = jax.eval_shape(lambda: train.init(recipe))
-        jax.eval_shape(lambda *arguments: train.train_step(recipe, *arguments), state, images, labels, labels)
+        for share in dict.fromkeys(train.phase(recipe, epoch).share for epoch in range(recipe.epochs)):
+            if not round(share * min(recipe.data.image_shape[:2])):
+                raise InputError(f"progressive_resizing: a share of {share} leaves no pixel of the images")
+            step = functools.partial(train.train_step, recipe, phase=train.Phase(share=share))
+            jax.eval_shape(step, state, images, labels, labels)
     except InputError:
         raise
+    except ScopeParamShapeError as error:
+        fitting = "one that averages or pools over the whole image, as convnet and the ResNets do, takes any"
+        raise InputError(f"progressive_resizing: the model has parameters for one size of image; {fitting}") from error
     except (TypeError, ValueError, ZeroDivisionError) as error:  # a size that no layer can have, for instance
         raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; look at its sizes") from error
 

@@ -21,7 +21,6 @@ from cifar_jax.checkpoint import Checkpoints, write_json
 from cifar_jax.devices import Placement, compute_dtype, jit
 from cifar_jax.log import MetricsFile, Progress, wait
 from cifar_jax.metrics import Evaluation, summarise
-from cifar_jax.optim import frozen_groups
 from cifar_jax.recipe import InputError, freeze, override
 from cifar_jax.workdir import Run, claim, completed, locked, read_recipe, with_functions
 
@@ -190,13 +189,13 @@ def _first(recipe: Any, numbers: Any, images: Any) -> train.TrainState:
     return train.prepare(recipe, train.init(recipe), images)
 
 
-Phases = tuple[tuple[int, tuple[str, ...]], ...]
+Phases = tuple[tuple[int, train.Phase], ...]
 
 
 def _phases(recipe: Any, start: int, end: int) -> Phases:
-    """The epochs start..end in runs of (so many, the patterns of the groups that are frozen in them)."""
-    runs = itertools.groupby(range(start, end), lambda epoch: frozen_groups(recipe.groups, epoch))
-    return tuple((len(list(epochs)), patterns) for patterns, epochs in runs)
+    """The epochs start..end in runs of (so many, what holds in them)."""
+    runs = itertools.groupby(range(start, end), functools.partial(train.phase, recipe))
+    return tuple((len(list(epochs)), phase) for phase, epochs in runs)
 
 
 def _chunk(
@@ -205,8 +204,8 @@ def _chunk(
     """The epochs of `phases` as one program -> (state, sums [epochs, ...], whether a batch of logits is finite)."""
     recipe = override(recipe, numbers)
 
-    def epoch(patterns, state, _):
-        state, sums = train.train_epoch(recipe, state, train_set[0], train_set[1], placement, patterns)
+    def epoch(phase, state, _):
+        state, sums = train.train_epoch(recipe, state, train_set[0], train_set[1], placement, phase)
         if validation_set is not None:
             seen = evaluation.sums(recipe, state, validation_set[0], validation_set[1], "one", placement)
             sums["validation_loss_sum"] = seen["loss_sum"]
@@ -214,8 +213,8 @@ def _chunk(
         return state, sums
 
     parts = []
-    for epochs, patterns in phases:
-        state, part = jax.lax.scan(functools.partial(epoch, patterns), state, length=epochs)
+    for epochs, phase in phases:
+        state, part = jax.lax.scan(functools.partial(epoch, phase), state, length=epochs)
         parts.append(part)
     sums = jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
     # A step may spoil the weights after its own loss was taken, so they are tried before they may be saved.

@@ -4,7 +4,7 @@ Everything is rebuilt from the recipe inside the traced function, which costs no
 function of `recipe.seed` and the step, so a resumed run is the same run.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cifar_jax.augment import augment
+from cifar_jax.augment import augment, resize
 from cifar_jax.losses import LOSSES
 from cifar_jax.models import MODELS
 from cifar_jax.optim import OPTIMIZERS, SCHEDULES, frozen_groups, grouped, stop_gradients
@@ -33,6 +33,32 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
     average: Any  # {"params", "batch_stats"}: the average that is evaluated, or lookahead's slow weights; {} without
     proxy: Any  # {"params", "batch_stats", "opt_state"} of the model that selects images; {} without
+
+
+class Phase(NamedTuple):
+    """What holds over some epochs and is compiled into their steps."""
+
+    frozen: tuple[str, ...] = ()  # patterns of the parameters that get no gradient
+    share: float = 1.0  # of the images' height and width
+
+
+WHOLE = Phase()  # all parameters, whole images
+
+
+def phase(recipe: Recipe, epoch: int) -> Phase:
+    """That of an epoch, from 0: its frozen groups, and its stage of progressive resizing (Howard 2018, "Training
+    Imagenet in 3 hours for USD 25"). Raises InputError on what is no group or no stage.
+    """
+    stages, ended = recipe.progressive_resizing, 0
+    for stage in stages:
+        if not (isinstance(stage, tuple) and [type(part) for part in stage] in ([float, int], [int, int])):
+            raise InputError(f"progressive_resizing holds {stage!r}; a stage is (share of the sides, its last epoch)")
+        if not (0 < stage[0] <= 1 and ended < stage[1] <= recipe.epochs):
+            limits = f"a share in 0..1, and stages end one after another, within {recipe.epochs} epochs"
+            raise InputError(f"progressive_resizing holds {stage!r}; it must have {limits}")
+        ended = stage[1]
+    share = next((share for share, end in stages if epoch < end), 1.0)
+    return Phase(frozen_groups(recipe.groups, epoch), share)
 
 
 def key(recipe: Recipe, use: int) -> Array:
@@ -152,21 +178,23 @@ def train_step(
     labels: Array,
     index: Array,
     placement: Any = None,
-    frozen: tuple[str, ...] = (),
+    phase: Phase = WHOLE,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step on images uint8 [B, H, W, C] and labels int32 [B], at `index` int32 [B] of the training set.
 
-    `placement` is the sharding of a batch over devices. Parameters that match a pattern of `frozen`, or are in a group
-    whose learning-rate factor is 0, get no gradient, and have no part in clipping's norm or in SAM's.
+    `placement` is the sharding of a batch over devices. Parameters that match a pattern of `phase.frozen`, or are in a
+    group whose learning-rate factor is 0, get no gradient, and have no part in clipping's norm or in SAM's. The images
+    are augmented whole, then brought to `phase.share` of their sides.
     Returns the next state and {"loss_sum", "correct", "count", "learning_rate"}: sums over the batch as the model saw
     it, selected, augmented and with dropout. An image that was mixed with another counts as correct by its own label.
     """
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key(recipe, TRAIN), state.step))
-    targets, frozen = jax.nn.one_hot(labels, recipe.data.num_classes), frozen or frozen_groups(recipe.groups, 0)
+    targets = jax.nn.one_hot(labels, recipe.data.num_classes)
+    frozen = phase.frozen or frozen_groups(recipe.groups, 0)
     given = {"index": index, "epoch": state.step // steps_per_epoch(recipe), "coin": key(recipe, COIN)}
     inputs = images.astype(jnp.float32) / 255
     inputs, targets = augment(recipe.augment, augment_key, inputs, targets, mean=recipe.data.mean, **given)
-    inputs, proxy = normalise(recipe, inputs), state.proxy
+    inputs, proxy = normalise(recipe, resize(inputs, phase.share)), state.proxy
     if proxy:
         chosen, proxy = select(recipe, state, inputs, targets)
         inputs, targets, labels = inputs[chosen], targets[chosen], labels[chosen]
@@ -303,11 +331,11 @@ def train_epoch(
     images: Array,
     labels: Array,
     placement: Any = None,
-    frozen: tuple[str, ...] = (),
+    phase: Phase = WHOLE,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Every image of uint8 [N, H, W, C] at most once, in an order that depends on the seed and the epoch.
 
-    Returns the state and train_step's sums, each [steps]; `placement` and `frozen` as in train_step.
+    Returns the state and train_step's sums, each [steps]; `placement` and `phase` as in train_step.
     """
     steps = steps_per_epoch(recipe)
     order = jax.random.permutation(jax.random.fold_in(key(recipe, SHUFFLE), state.step // steps), len(images))
@@ -317,7 +345,7 @@ def train_epoch(
         batch = images[chosen], labels[chosen], chosen
         if placement is not None:
             batch = jax.lax.with_sharding_constraint(batch, placement)
-        return train_step(recipe, state, *batch, placement, frozen)
+        return train_step(recipe, state, *batch, placement, phase)
 
     state, sums = jax.lax.scan(body, state, batches)
     if recipe.average.start_epoch:

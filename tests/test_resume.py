@@ -80,6 +80,11 @@ def stop_after(epoch, monkeypatch):
             "augment.mixup": 0.2,
             "groups": (("Conv.*", 1.0, 1.0), ("Dense.*", 0.5, 1.0)),
         },
+        {
+            "model": {"name": "convnet", "widths": (4,), "convolutions": (1,)},
+            "progressive_resizing": ((0.5, 1), (0.75, 3)),
+            "chunk_epochs": 2,
+        },
     ],
     ids=[
         "each epoch",
@@ -89,6 +94,7 @@ def stop_after(epoch, monkeypatch):
         "early stopping in chunks",
         "weight averaging",
         "lookahead",
+        "progressive resizing in chunks",
     ],
 )
 @pytest.mark.parametrize("epoch", [1, 4])

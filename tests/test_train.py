@@ -14,6 +14,7 @@ from cifar_jax.check import check
 from cifar_jax.counts import multiply_adds
 from cifar_jax.devices import jit
 from cifar_jax.recipe import InputError, override
+from cifar_jax.train import Phase
 from tests import made
 
 EVERYTHING = {  # all that a step may depend on
@@ -416,7 +417,7 @@ def test_frozen_parameters_cost_no_gradients_and_the_others_train_as_before():
     late = state.replace(step=jnp.int32(8))  # two epochs are over: both groups of convolutions are frozen
     patterns = optim.frozen_groups(recipe.groups, 2)
     assert patterns == ("Convolution_0/.*", "Convolution_1/.*")
-    epoch = lambda patterns: lambda state: train.train_epoch(recipe, state, images, labels, None, patterns)
+    epoch = lambda patterns: lambda state: train.train_epoch(recipe, state, images, labels, None, Phase(patterns))
     (slow, _), (fast, _) = (jit(epoch(frozen))(late) for frozen in ((), patterns))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), slow.params, fast.params)
     made.assert_same(fast.params["Convolution_0"], state.params["Convolution_0"])
@@ -431,8 +432,8 @@ def test_fit_stops_the_gradients_of_a_group_after_its_epochs(chunk_epochs):
     data = {"train": made.split(), "test": made.split(seed=1)}
     recipe = made.recipe(groups=FREEZING, chunk_epochs=chunk_epochs, **{"data.validation": 0})
     patterns = ("Convolution_0/.*", "Convolution_1/.*")
-    assert run._phases(recipe, 0, 4) == ((2, ()), (2, patterns))
-    assert run._phases(recipe, 1, 3) == ((1, ()), (1, patterns))
+    assert run._phases(recipe, 0, 4) == ((2, Phase()), (2, Phase(patterns)))
+    assert run._phases(recipe, 1, 3) == ((1, Phase()), (1, Phase(patterns)))
     found = fit(recipe, data=data, progress=False).state
     state = made.init(recipe)
     for _ in range(4):
