@@ -19,8 +19,8 @@ def get_config() -> ConfigDict:
             # timm name its tensors (see cifar_jax/pretrained.py). A head of other classes starts afresh. `groups` may
             # freeze or slow the rest; batch statistics are in no group, and follow the new images over frozen weights.
             "init_from": "",  # "" draws all weights
-            # Stages (share of the images' sides, last epoch): ((0.5, 6), (0.75, 10)) trains six epochs at half size, four
-            # at three quarters, the rest on whole images. All are augmented whole and evaluated whole.
+            # Stages (share of the images' sides, last epoch): ((0.5, 6), (0.75, 10)) trains six epochs at half size,
+            # four at three quarters, the rest on whole images. All are augmented whole and evaluated whole.
             "progressive_resizing": (),  # () takes whole images; an epoch's cost falls with the square of the share
             "chunk_epochs": 1,  # epochs compiled as one program, the host only looking on in between
             "data": {
