@@ -3,6 +3,7 @@
 import os
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np  # noqa: E402
 
 import cifar_jax as cj  # noqa: E402
 from cifar_jax import data, train  # noqa: E402
+from cifar_jax.augment import resize  # noqa: E402
 from cifar_jax.check import check  # noqa: E402
 from cifar_jax.counts import counts  # noqa: E402
 from cifar_jax.devices import compute_dtype, jit  # noqa: E402
@@ -109,9 +111,9 @@ def work(recipe: Any) -> float:
     layer's inputs falls away. The proxy of a selection sees every image, and learns from the chosen ones in some steps.
     """
     total, selected = 0.0, recipe.selection.share
-    height, width, channels = recipe.data.image_shape
-    for share, epochs in Counter(train.phase(recipe, epoch).share for epoch in range(recipe.epochs)).items():
-        shape = round(share * height), round(share * width), channels
+    image = jax.ShapeDtypeStruct((1, *recipe.data.image_shape), jnp.float32)
+    for share, epochs in Counter(train.phase_of(recipe, epoch).share for epoch in range(recipe.epochs)).items():
+        shape = jax.eval_shape(partial(resize, share=share), image).shape[1:]
         an_image = 3 * counts(train.model(recipe), shape)[1] * (selected or 1)
         if selected:
             an_image += counts(train.model(recipe, "proxy"), shape)[1] * (1 + 2 * selected / recipe.selection.every)

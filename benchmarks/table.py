@@ -82,8 +82,9 @@ def add(options: argparse.Namespace, results: Path) -> None:
             raise cj.InputError(f"the run in '{workdir}' is not complete; train it to its end")
         decided = {"data.num_classes", "data.image_shape", "data.train_count", "seed"}
         decided |= {"dtype"} if run.recipe.dtype == compute_dtype("auto") else set()
-        told = [line.split(":", 1)[0] for line in differences(cj.load_recipe(path), run.recipe)]
-        values = flatten(run.recipe)
+        stored = cj.load_recipe(Path(workdir) / "recipe.json")  # a field younger than the run has its default
+        told = [line.split(":", 1)[0] for line in differences(cj.load_recipe(path), stored)]
+        values = flatten(stored)
         fields = [f"{field}={values[field]}" for field in told if field not in decided]
         seconds = sum(line["seconds"] for line in run.history)
         known = json.loads((Path(workdir) / "environment.json").read_text())["packages"]

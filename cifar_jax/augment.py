@@ -227,9 +227,14 @@ def augment(section: Any, key: Array, images: Array, targets: Array, **given: An
 
 
 def resize(images: Array, share: float) -> Array:
-    """Images [B, H, W, C] at `share` of their height and width, rounded: bilinear, with antialiasing."""
+    """Images [B, H, W, C] at `share` of their height and width, rounded: bilinear, with antialiasing.
+
+    Raises InputError where that leaves nothing.
+    """
     batch, height, width, channels = images.shape
     smaller = batch, round(share * height), round(share * width), channels
+    if not all(smaller):
+        raise InputError(f"progressive_resizing: a share of {share} leaves no pixel of images of {height}x{width}")
     return images if smaller == images.shape else jax.image.resize(images, smaller, "linear")
 
 

@@ -64,15 +64,17 @@ def check(recipe: Any) -> None:
     try:
         build(OPTIMIZERS, recipe.optimizer, "optimizer")
         state = jax.eval_shape(lambda: train.init(recipe))
-        for share in dict.fromkeys(train.phase(recipe, epoch).share for epoch in range(recipe.epochs)):
-            if not round(share * min(recipe.data.image_shape[:2])):
-                raise InputError(f"progressive_resizing: a share of {share} leaves no pixel of the images")
+        train.phase_of(recipe, 0)  # raises on what is no stage
+        for share in dict.fromkeys([*(share for share, _ in recipe.progressive_resizing), 1.0]):
             step = functools.partial(train.train_step, recipe, phase=train.Phase(share=share))
             jax.eval_shape(step, state, images, labels, labels)
     except InputError:
         raise
     except ScopeParamShapeError as error:
-        fitting = "one that averages or pools over the whole image, as convnet and the ResNets do, takes any"
+        if not recipe.progressive_resizing:
+            cause = "the images of a step have another size than its parameters are for; look at `augment` and `model`"
+            raise InputError(f"the model cannot be trained: {cause} ({str(error).splitlines()[0]})") from error
+        fitting = "a network whose head averages or pools over the whole image takes any"
         raise InputError(f"progressive_resizing: the model has parameters for one size of image; {fitting}") from error
     except (TypeError, ValueError, ZeroDivisionError) as error:  # a size that no layer can have, for instance
         raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; look at its sizes") from error

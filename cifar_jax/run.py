@@ -194,7 +194,7 @@ Phases = tuple[tuple[int, train.Phase], ...]
 
 def _phases(recipe: Any, start: int, end: int) -> Phases:
     """The epochs start..end in runs of (so many, what holds in them)."""
-    runs = itertools.groupby(range(start, end), functools.partial(train.phase, recipe))
+    runs = itertools.groupby(range(start, end), functools.partial(train.phase_of, recipe))
     return tuple((len(list(epochs)), phase) for phase, epochs in runs)
 
 

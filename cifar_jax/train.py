@@ -45,16 +45,18 @@ class Phase(NamedTuple):
 WHOLE = Phase()  # all parameters, whole images
 
 
-def phase(recipe: Recipe, epoch: int) -> Phase:
-    """That of an epoch, from 0: its frozen groups, and its stage of progressive resizing (Howard 2018, "Training
-    Imagenet in 3 hours for USD 25"). Raises InputError on what is no group or no stage.
+def phase_of(recipe: Recipe, epoch: int) -> Phase:
+    """What holds in an epoch, counted from 0: its frozen groups, and its stage of progressive resizing (Howard 2018,
+    "Training Imagenet in 3 hours for USD 25"). Raises InputError on what is no group or no stage.
     """
     stages, ended = recipe.progressive_resizing, 0
     for stage in stages:
         if not (isinstance(stage, tuple) and [type(part) for part in stage] in ([float, int], [int, int])):
-            raise InputError(f"progressive_resizing holds {stage!r}; a stage is (share of the sides, its last epoch)")
+            raise InputError(
+                f"progressive_resizing holds {stage!r}; a stage is (share of the sides, last epoch, whole)"
+            )
         if not (0 < stage[0] <= 1 and ended < stage[1] <= recipe.epochs):
-            limits = f"a share in 0..1, and stages end one after another, within {recipe.epochs} epochs"
+            limits = f"a share above 0 and at most 1, and end after the stage before, within {recipe.epochs} epochs"
             raise InputError(f"progressive_resizing holds {stage!r}; it must have {limits}")
         ended = stage[1]
     share = next((share for share, end in stages if epoch < end), 1.0)
@@ -360,8 +362,9 @@ def weight_average(recipe: Recipe, state: TrainState, images: Array, batches: Ar
 
     The averaged weights have batch statistics of their own, which no average of others gives: they are measured by a
     forward pass over the epoch's batches (int32 [steps, B]), not augmented, with dropout, as running averages that
-    start at the latest weights' (of which 0.9 ** steps stays, where the norms keep 0.9 at each). That costs about a
-    third of the epoch's time in models with batch normalisation, and nothing in others.
+    start at the latest weights' (of which 0.9 ** steps stays, where the norms keep 0.9 at each). The images are whole,
+    whatever progressive resizing trains on. That costs about a third of an epoch on whole images in models with batch
+    normalisation, and nothing in others.
     """
     epoch = state.step // steps_per_epoch(recipe)  # the number of the one that has just ended, from 1
     share = 1 / jnp.maximum(epoch - recipe.average.start_epoch + 1, 1).astype(jnp.float32)

@@ -20,8 +20,9 @@ def get_config() -> ConfigDict:
             # freeze or slow the rest; batch statistics are in no group, and follow the new images over frozen weights.
             "init_from": "",  # "" draws all weights
             # Stages (share of the images' sides, last epoch): ((0.5, 6), (0.75, 10)) trains six epochs at half size,
-            # four at three quarters, the rest on whole images. All are augmented whole and evaluated whole.
-            "progressive_resizing": (),  # () takes whole images; an epoch's cost falls with the square of the share
+            # four at three quarters, the rest on whole images. All are augmented whole, and evaluated whole, also where
+            # early stopping looks. For models whose head averages or pools over the image, so not cnn, mlp and vit.
+            "progressive_resizing": (),  # () takes whole images; a step's cost falls about with the square of the share
             "chunk_epochs": 1,  # epochs compiled as one program, the host only looking on in between
             "data": {
                 "name": "cifar10",  # a data set of cifar_jax.datasets.DATASETS, or a prepared one of TFDS by name

@@ -1,5 +1,6 @@
 """What the benchmarks decide, on figures made up here; nothing is timed."""
 
+import argparse
 import contextlib
 import copy
 import json
@@ -7,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from cifar_jax import fit
+from tests import made
 
 HERE = Path(__file__).parent.parent / "benchmarks"
 RESULT = {
@@ -258,3 +262,20 @@ def test_every_measured_network_has_a_tiny_form_and_a_file_name(guard):
         result = json.loads((HERE / "results" / name).read_text())
         if isinstance(result, dict) and result.get("what") in driver.KINDS:
             assert driver.file_name(result) == name
+
+
+def test_a_finished_run_is_taken_into_the_table_also_where_a_field_is_younger_than_it(monkeypatch, tmp_path):
+    workdir = tmp_path / "run"
+    recipe = made.recipe(epochs=1, seed=3)
+    fit(recipe, workdir, data={"train": made.split(), "test": made.split(seed=1)}, progress=False)
+    stored = json.loads((workdir / "recipe.json").read_text())
+    del stored["progressive_resizing"]
+    (workdir / "recipe.json").write_text(json.dumps(stored))
+    monkeypatch.syspath_prepend(str(HERE))
+    import table
+
+    table.add(argparse.Namespace(recipes=["configs/cnn.py"], add=[workdir]), tmp_path)
+    (figure,) = json.loads((tmp_path / "table_cnn.json").read_text())
+    assert (figure["seed"], figure["epochs"], figure["trained_on"]) == (3, 1, made.COUNT)
+    assert {"model.width=4", "epochs=1", "batch_size=8"} <= set(figure["fields"])
+    assert not any("progressive_resizing" in field for field in figure["fields"])

@@ -38,12 +38,14 @@ def test_resize_is_pillows(share):
 
 
 def test_a_step_sees_the_images_augmented_then_resized():
-    """Its loss and its update are those of the gradient on images that were resized by hand."""
-    recipe = growing(**{"augment.flip": 1.0, "optimizer.momentum": 0.0, "optimizer.weight_decay": 0.0})
+    """Its loss and its update are those of the gradient on images that were resized by hand. Squares: the square of a
+    mean is not the mean of the squares, so the order shows."""
+    squared = lambda key, images, targets: (images**2, targets)
+    recipe = growing(**{"augment": squared, "optimizer.momentum": 0.0, "optimizer.weight_decay": 0.0})
     state, images, labels = made.init(recipe), DATA["train"].images[:8], DATA["train"].labels[:8]
     step = jit(lambda state: train.train_step(recipe, state, images, labels, jnp.arange(8), None, Phase(share=0.5)))
     after, sums = step(state)
-    small = augment.resize(images[:, :, ::-1] / np.float32(255), 0.5)
+    small = augment.resize(jnp.square(images / np.float32(255)), 0.5)
     assert small.shape == (8, 4, 4, 3)
     inputs, targets = train.normalise(recipe, small), np.eye(4, dtype=np.float32)[labels]
     loss, gradients, *_ = train.loss_and_gradients(
@@ -92,15 +94,15 @@ def test_a_smaller_image_costs_what_the_model_costs_at_that_size():
 @pytest.mark.parametrize(
     ("stages", "answer"),
     [
-        ((0.5, 2), r"holds 0.5; a stage is \(share of the sides, its last epoch\)"),
+        ((0.5, 2), r"holds 0.5; a stage is \(share of the sides, last epoch, whole\)"),
         (((0.5,),), r"holds \(0.5,\); a stage is"),
         (((0.5, 1.5),), r"holds \(0.5, 1.5\); a stage is"),
         (((0.5, True),), r"holds \(0.5, True\); a stage is"),
-        (((0.0, 2),), r"holds \(0.0, 2\); it must have a share in 0..1"),
-        (((1.5, 2),), r"holds \(1.5, 2\); it must have a share in 0..1"),
-        (((0.5, 2), (0.75, 2)), r"holds \(0.75, 2\); .* stages end one after another, within 4 epochs"),
+        (((0.0, 2),), r"holds \(0.0, 2\); it must have a share above 0 and at most 1"),
+        (((1.5, 2),), r"holds \(1.5, 2\); it must have a share above 0 and at most 1"),
+        (((0.5, 2), (0.75, 2)), r"holds \(0.75, 2\); .* end after the stage before, within 4 epochs"),
         (((0.5, 5),), r"holds \(0.5, 5\); .* within 4 epochs"),
-        (((0.05, 2),), "a share of 0.05 leaves no pixel of the images"),
+        (((0.05, 2),), "a share of 0.05 leaves no pixel of images of 8x8"),
     ],
     ids=str,
 )
@@ -113,3 +115,10 @@ def test_bad_stages_are_answered(stages, answer):
 def test_a_model_for_one_size_of_image_is_refused(name):
     with pytest.raises(InputError, match="progressive_resizing: the model has parameters for one size of image"):
         check(growing(model={"name": name}))
+
+
+def test_another_size_of_images_without_stages_is_told_too():
+    """An augmentation that crops, before a model with parameters for the whole image."""
+    cropped = lambda key, images, targets: (images[:, 1:, 1:], targets)
+    with pytest.raises(InputError, match="the images of a step have another size than its parameters are for"):
+        check(made.recipe({"augment": cropped}))

@@ -25,7 +25,7 @@ data = {"train": made.split(96, classes=4, size=8, seed=0), "test": made.split(4
 recipe = made.recipe(
     epochs=2, batch_size=16, dtype="float32",
     model={"name": "resnet18", "width": 4, "stages": (1, 1), "activation": "gelu"},
-    optimizer={"name": "sgd", "learning_rate": 0.05},
+    optimizer={"name": "sgd", "learning_rate": 0.05}, progressive_resizing=((0.75, 1),),
     **{"data.validation": 20, "evaluation.batch_size": 1000, "augment.crop": 1},
 )
 results = []

@@ -11,7 +11,7 @@ from cifar_jax import optim, train
 from cifar_jax.data import hold_out
 from cifar_jax.devices import jit
 from cifar_jax.models import MODELS, speedrun
-from cifar_jax.recipe import InputError, freeze, override
+from cifar_jax.recipe import InputError, override
 from cifar_jax.run import fit, load_recipe, whole_run
 from tests import made
 
@@ -224,8 +224,8 @@ def test_float16_takes_the_gradient_of_the_sum_as_the_peer_does():
 @pytest.mark.parametrize("stages", [(), ((0.5, 1),)], ids=["whole images", "progressive resizing"])
 def test_a_whole_run_as_one_program_is_the_run_of_fit(stages):
     data = {"train": made.split(24), "test": made.split(12, seed=1)}
-    recipe = made.recipe({"data.validation": 0, "data.train_count": 24, "epochs": 2, "seed": 5}, model=TINY)
-    recipe = freeze(override(recipe, {"progressive_resizing": stages}))
+    changes = {"data.validation": 0, "data.train_count": 24, "epochs": 2, "seed": 5, "progressive_resizing": stages}
+    recipe = made.recipe(changes, model=TINY)
     sets = [(jnp.asarray(split.images), jnp.asarray(split.labels)) for split in (data["train"], data["test"])]
     state, sums, seen = jit(lambda seed: whole_run(recipe, seed, *sets))(5)
     run = fit(recipe, data=data, progress=False)
