@@ -2,14 +2,14 @@
 
 python launch.py train --config=configs/resnet20.py --workdir=runs/resnet20
 
-To reach: 91.5% on the test split, mean over seeds; not measured yet. By count 12 TFLOP an epoch, forward and backward;
-on 2 CPU cores at 200 GFLOP/s an epoch takes 134 s, 40 epochs an hour and a half.
+2 CPU cores at 200 GFLOP/s: test accuracy 91.93% (n=1), the image alone 90.87%, in 104 min; epochs that nothing else
+disturbed took 132 to 145 s. By count an epoch is 12 TFLOP, forward and backward.
 
 Batch 128, rate 0.1, momentum 0.9, flip and crop are the paper's, which reports 91.25% after 164 epochs with steps and a
 decay of 1e-4. The cosine and the decay of 5e-4 are those of kuangliu/pytorch-cifar; with the like and 200 epochs,
-chenyaofo/pytorch-cifar-models lists 92.6%. An image and its mirror image are evaluated; `evaluate --views=one` tells
-what the image alone gives. All 50,000 images and the last epoch's weights; nothing was selected on the test split. To
-choose anything, hold images out: --config.data.validation=5000.
+chenyaofo/pytorch-cifar-models lists 92.6%. Those are of the image alone (`evaluate --views=one`); ours averages over it
+and its mirror image. All 50,000 images and the last epoch's weights; nothing was selected on the test split. To choose
+anything, hold images out: --config.data.validation=5000.
 """
 
 from ml_collections import ConfigDict
