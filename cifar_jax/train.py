@@ -53,7 +53,7 @@ def phase_of(recipe: Recipe, epoch: int) -> Phase:
     for stage in stages:
         if not (isinstance(stage, tuple) and [type(part) for part in stage] in ([float, int], [int, int])):
             raise InputError(
-                f"progressive_resizing holds {stage!r}; a stage is (share of the sides, last epoch, whole)"
+                f"progressive_resizing holds {stage!r}; a stage is (share of the sides, number of its last epoch)"
             )
         if not (0 < stage[0] <= 1 and ended < stage[1] <= recipe.epochs):
             limits = f"a share above 0 and at most 1, and end after the stage before, within {recipe.epochs} epochs"

@@ -94,7 +94,7 @@ def test_a_smaller_image_costs_what_the_model_costs_at_that_size():
 @pytest.mark.parametrize(
     ("stages", "answer"),
     [
-        ((0.5, 2), r"holds 0.5; a stage is \(share of the sides, last epoch, whole\)"),
+        ((0.5, 2), r"holds 0.5; a stage is \(share of the sides, number of its last epoch\)"),
         (((0.5,),), r"holds \(0.5,\); a stage is"),
         (((0.5, 1.5),), r"holds \(0.5, 1.5\); a stage is"),
         (((0.5, True),), r"holds \(0.5, True\); a stage is"),
