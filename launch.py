@@ -14,7 +14,7 @@ from typing import NoReturn
 
 def main(arguments: list[str]) -> int:
     options, changes = parse(arguments)
-    from cifar_jax.recipe import InputError
+    from cifar_jax.errors import InputError
 
     try:
         return COMMANDS[options.command](options, changes)
@@ -106,7 +106,7 @@ def prepare_process() -> None:
     warnings.formatwarning = lambda message, *details: f"warning: {message}\n"
     import jax
 
-    from cifar_jax.datasets import cache_dir
+    from cifar_jax.data.store import cache_dir
 
     # Compiled programs are kept for the next start: 5 s instead of 30 for a large model.
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))

@@ -21,10 +21,13 @@ import numpy as np  # noqa: E402
 from flax.traverse_util import flatten_dict  # noqa: E402
 
 import cifar_jax as cj  # noqa: E402
-from cifar_jax import data, evaluation, train  # noqa: E402
-from cifar_jax.devices import Placement, compute_dtype, jit  # noqa: E402
-from cifar_jax.layers import Convolution, max_pool  # noqa: E402
+from cifar_jax.data import arrays as data  # noqa: E402
+from cifar_jax.models.kernels import max_pool  # noqa: E402
+from cifar_jax.models.layers import Convolution  # noqa: E402
 from cifar_jax.recipe import freeze  # noqa: E402
+from cifar_jax.runs.devices import Placement, compute_dtype, jit  # noqa: E402
+from cifar_jax.training import evaluation  # noqa: E402
+from cifar_jax.training import step as train  # noqa: E402
 
 # The comparison: images, steps on them, learning rate. At ten times the rate and three steps PyTorch's own float32 and
 # float64 part by 1.2% of the way in resnet20, at this one by 0.1%: rounding switches a few ReLUs.

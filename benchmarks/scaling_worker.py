@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 import cifar_jax as cj
-from cifar_jax import train
-from cifar_jax.data import Split
-from cifar_jax.devices import Placement, jit
+from cifar_jax.data.arrays import Split
+from cifar_jax.runs.devices import Placement, jit
+from cifar_jax.training import step as train
 
 
 class Programs:

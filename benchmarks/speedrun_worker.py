@@ -18,13 +18,14 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import cifar_jax as cj  # noqa: E402
-from cifar_jax import data, train  # noqa: E402
-from cifar_jax.augment import resize  # noqa: E402
-from cifar_jax.check import check  # noqa: E402
-from cifar_jax.counts import counts  # noqa: E402
-from cifar_jax.devices import compute_dtype, jit  # noqa: E402
+from cifar_jax.data import arrays as data  # noqa: E402
+from cifar_jax.models.counts import counts  # noqa: E402
 from cifar_jax.recipe import freeze  # noqa: E402
-from cifar_jax.run import whole_run  # noqa: E402
+from cifar_jax.runs.devices import compute_dtype, jit  # noqa: E402
+from cifar_jax.runs.fit import whole_run  # noqa: E402
+from cifar_jax.training import step as train  # noqa: E402
+from cifar_jax.training.augment import resize  # noqa: E402
+from cifar_jax.training.check import check  # noqa: E402
 
 SMOKE = {"epochs": 1, "batch_size": 8, "model.widths": (4, 8), "model.whitening_images": 16}
 PRODUCTS = 16  # matrix products in a row, so that starting them weighs nothing

@@ -70,8 +70,8 @@ def parse() -> argparse.Namespace:
 def add(options: argparse.Namespace, results: Path) -> None:
     """The figures of finished runs. Their fields are what they have otherwise than the recipe's file."""
     import cifar_jax as cj
-    from cifar_jax.devices import compute_dtype
     from cifar_jax.recipe import differences, flatten
+    from cifar_jax.runs.devices import compute_dtype
 
     path = options.recipes[0]
     file = results / f"table_{Path(path).stem}.json"
@@ -97,7 +97,7 @@ def add(options: argparse.Namespace, results: Path) -> None:
 def measure(options: argparse.Namespace, results: Path) -> None:
     launch.prepare_process()
     import cifar_jax as cj
-    from cifar_jax import data
+    from cifar_jax.data import arrays as data
 
     begin, loaded = time.perf_counter(), {}
     changes = dict(launch.parse_field(f"--config.{text}") for text in options.field)
@@ -140,8 +140,8 @@ def device() -> str:
 def figure(run: Any, name: str, seed: int, fields: list[str], seconds: float) -> dict[str, Any]:
     import jax
 
-    from cifar_jax import train
-    from cifar_jax.counts import counts
+    from cifar_jax.models.counts import counts
+    from cifar_jax.training import step as train
 
     parameters, multiply_adds = counts(train.model(run.recipe), run.recipe.data.image_shape)
     return {

@@ -7,8 +7,9 @@ result = cj.evaluate(run, split="test")
 classifier = cj.load_run("runs/r18")
 """
 
-from cifar_jax.recipe import InputError, override
-from cifar_jax.run import evaluate, fit, load_recipe
-from cifar_jax.workdir import Run, load_run
+from cifar_jax.errors import InputError
+from cifar_jax.recipe import override
+from cifar_jax.runs.fit import evaluate, fit, load_recipe
+from cifar_jax.runs.workdir import Run, load_run
 
 __all__ = ["InputError", "Run", "evaluate", "fit", "load_recipe", "load_run", "override"]

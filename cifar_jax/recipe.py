@@ -4,33 +4,23 @@ A recipe is data. The sections in `BUILT` name a function of a table and give it
 `{"name": "resnet18", "width": 64}`; `build` calls it. All other fields are those of `configs/base.py` and nothing else.
 """
 
-import difflib
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from cifar_jax.errors import InputError, nearest
+
 # The sections that name a function of a table; their other fields are its parameters.
 BUILT = ("model", "proxy", "optimizer", "schedule", "loss")
 
 Table = Mapping[str, Callable[..., Any]]
 SECTION = (Mapping, ConfigDict, FrozenConfigDict)
-
-
-class InputError(ValueError):
-    """A mistake of the caller's, told in one sentence: what was wrong, what is allowed, what to do."""
-
-
-def nearest(word: str, known: Iterator[str] | list[str]) -> str:
-    """-> "; did you mean 'resnet18'? Known: a, b, c" for an error sentence."""
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    return (f"; did you mean '{close[0]}'?" if close else ".") + f" Known: {', '.join(names)}"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

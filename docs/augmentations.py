@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from cifar_jax import data, datasets
-from cifar_jax.augment import AUGMENTATIONS, MIXTURES, augment
-from cifar_jax.run import load_recipe
+from cifar_jax.data import arrays as data
+from cifar_jax.data import store as datasets
+from cifar_jax.runs.fit import load_recipe
+from cifar_jax.training.augment import AUGMENTATIONS, MIXTURES, augment
 
 STRENGTHS = {
     "flip": (0.25, 0.5, 1.0),

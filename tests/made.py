@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from cifar_jax import train
-from cifar_jax.data import Split
-from cifar_jax.devices import jit
+from cifar_jax.data.arrays import Split
 from cifar_jax.recipe import freeze, override
-from cifar_jax.run import load_recipe
+from cifar_jax.runs.devices import jit
+from cifar_jax.runs.fit import load_recipe
+from cifar_jax.training import step as train
 
 CLASSES, SIZE, COUNT = 4, 8, 32
 

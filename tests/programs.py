@@ -1,7 +1,7 @@
 """The programs that our recipes compile to, in a normal form: what a change of structure must leave as it was.
 
-    python -m tests.programs            records tests/programs/jax-<version>.json, digests of every recipe's programs
-    python -m tests.programs cnn DIR    writes the programs of one recipe to a folder, to compare two versions with diff
+python -m tests.programs            records tests/programs/jax-<version>.json, digests of every recipe's programs
+python -m tests.programs cnn DIR    writes the programs of one recipe to a folder, to compare two versions with diff
 """
 
 import functools
@@ -15,8 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cifar_jax import evaluation, run, train
 from cifar_jax.recipe import freeze, override
+from cifar_jax.runs import fit as run
+from cifar_jax.training import evaluation
+from cifar_jax.training import step as train
 from tests.test_recipes import RECIPES, small
 
 RECORDED = Path(__file__).parent / "programs" / f"jax-{jax.__version__}.json"

@@ -9,7 +9,7 @@ import pytest
 
 import cifar_jax as cj
 import launch
-from cifar_jax import datasets
+from cifar_jax.data import store as datasets
 from tests import made
 
 
@@ -262,7 +262,7 @@ def test_init_from_that_does_not_fit_writes_nothing(tmp_path):
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
-    from cifar_jax.log import MetricsFile
+    from cifar_jax.runs.log import MetricsFile
 
     with pytest.raises(cj.InputError, match=r"/dev/full cannot be written \(No space left on device\)"):
         MetricsFile(Path("/dev/full")).append([{"epoch": 1}])
@@ -289,7 +289,7 @@ def test_a_recipe_of_the_users_own_stands_on_the_shipped_base(tmp_path, monkeypa
 
 
 def test_a_compiler_option_that_this_jaxlib_does_not_know(monkeypatch):
-    from cifar_jax import devices
+    from cifar_jax.runs import devices
 
     monkeypatch.setattr(devices, "CPU_OPTIONS", {"xla_no_such_option": "1"})
     devices.compiler_options.cache_clear()

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cifar_jax import train
-from cifar_jax.check import check
+from cifar_jax.errors import InputError
 from cifar_jax.models import MODELS
 from cifar_jax.models.cnn import CNN
-from cifar_jax.recipe import InputError, build, differences, flatten, freeze, from_json, override, parameters, to_json
-from cifar_jax.run import load_recipe
+from cifar_jax.recipe import build, differences, flatten, freeze, from_json, override, parameters, to_json
+from cifar_jax.runs.fit import load_recipe
+from cifar_jax.training import step as train
+from cifar_jax.training.check import check
 from tests import made
 
 

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import evaluation, train
-from cifar_jax.check import check
-from cifar_jax.devices import jit
 from cifar_jax.models import MODELS
 from cifar_jax.recipe import differences, flatten, freeze, from_json, override, to_json
-from cifar_jax.run import load_recipe
+from cifar_jax.runs.devices import jit
+from cifar_jax.runs.fit import load_recipe
+from cifar_jax.training import evaluation
+from cifar_jax.training import step as train
+from cifar_jax.training.check import check
 from tests import made
-from tests.test_models import TINY
+from tests.models.test_models import TINY
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "base")
@@ -35,7 +36,7 @@ def smallest(model):
     """The fields that make it small: those of a member of its class in TINY."""
     kinds = {member: getattr(MODELS[member], "func", MODELS[member]) for member in MODELS}
     found = [fields for member, fields in TINY.items() if kinds[member] is kinds[model]]
-    assert found, f"model '{model}' has no small member: add one of its class to TINY in tests/test_models.py"
+    assert found, f"model '{model}' has no small member: add one of its class to TINY in tests/models/test_models.py"
     return found[0]
 
 

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_jax import augment, fit, run, train
-from cifar_jax.check import check
-from cifar_jax.counts import counts, multiply_adds
-from cifar_jax.devices import jit
-from cifar_jax.recipe import InputError
-from cifar_jax.train import Phase
+from cifar_jax import fit
+from cifar_jax.errors import InputError
+from cifar_jax.models.counts import counts, multiply_adds
+from cifar_jax.runs import fit as run
+from cifar_jax.runs.devices import jit
+from cifar_jax.training import augment
+from cifar_jax.training import step as train
+from cifar_jax.training.check import check
+from cifar_jax.training.step import Phase
 from tests import made
 
 MODEL = {"name": "convnet", "widths": (4,), "convolutions": (1,), "dropout": 0.0}

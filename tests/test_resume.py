@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import cifar_jax as cj
-from cifar_jax import log
+from cifar_jax.runs import log
 from tests import made
 
 ROOT = Path(__file__).parent.parent
@@ -189,7 +189,7 @@ def test_other_data_is_refused(tmp_path):
 
 
 def test_two_processes_cannot_share_a_workdir(tmp_path):
-    from cifar_jax.workdir import locked
+    from cifar_jax.runs.workdir import locked
 
     with locked(tmp_path), pytest.raises(cj.InputError, match="in use"):
         fit(made.recipe(**FULL), tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_jax.devices import Placement
+from cifar_jax.runs.devices import Placement
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,7 +18,7 @@ SCRIPT = """
 import json, sys
 import cifar_jax as cj
 import jax, numpy as np
-from cifar_jax import devices, run
+from cifar_jax.runs import devices, fit as run
 from tests import made
 
 data = {"train": made.split(96, classes=4, size=8, seed=0), "test": made.split(43, classes=4, size=8, seed=1)}

@@ -18,7 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.layers import Convolution, activation, max_pool
+from cifar_jax.models.kernels import max_pool
+from cifar_jax.models.layers import Convolution, activation
 
 
 class CNN(nn.Module):

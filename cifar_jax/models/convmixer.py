@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.layers import BatchNorm, Convolution, DepthwiseConvolution, activation
+from cifar_jax.models.layers import BatchNorm, Convolution, DepthwiseConvolution, activation
 
 
 class ConvMixerBlock(nn.Module):

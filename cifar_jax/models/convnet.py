@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cifar_jax.layers import BatchNorm, Convolution, activation, average_pool, choice, max_pool
-from cifar_jax.recipe import InputError
+from cifar_jax.errors import InputError
+from cifar_jax.models.kernels import average_pool, max_pool
+from cifar_jax.models.layers import BatchNorm, Convolution, activation, choice
 
 POOLINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "max": partial(max_pool, padding="SAME"),

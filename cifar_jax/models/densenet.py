@@ -22,8 +22,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.layers import BatchNorm, Convolution, activation, average_pool
-from cifar_jax.recipe import InputError
+from cifar_jax.errors import InputError
+from cifar_jax.models.kernels import average_pool
+from cifar_jax.models.layers import BatchNorm, Convolution, activation
 
 
 class DenseLayer(nn.Module):

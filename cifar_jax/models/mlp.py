@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.layers import activation
+from cifar_jax.models.layers import activation
 
 
 class MLP(nn.Module):

@@ -28,7 +28,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.layers import BatchNorm, Convolution, DepthwiseConvolution, activation
+from cifar_jax.models.layers import BatchNorm, Convolution, DepthwiseConvolution, activation
 
 STAGES = (  # expansion, channels, blocks, stride
     (1, 16, 1, 1),

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.layers import BatchNorm, Convolution, DropPath, activation, drop_path_rates
+from cifar_jax.models.layers import BatchNorm, Convolution, DropPath, activation, drop_path_rates
 
 # As in the papers' code: with a stride the filters stand on the pixels that the shortcut takes. "SAME" pads an even
 # image below and to the right only, and the filters stand one pixel off.

@@ -42,7 +42,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.layers import BatchNorm, Convolution, DropPath, activation, choice, drop_path_rates, max_pool
+from cifar_jax.models.kernels import max_pool
+from cifar_jax.models.layers import BatchNorm, Convolution, DropPath, activation, choice, drop_path_rates
 
 EVEN = ((1, 1), (1, 1))  # padding of a 3x3 window; SAME would pad one side only where the stride is 2
 

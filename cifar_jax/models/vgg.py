@@ -34,7 +34,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.layers import BatchNorm, Convolution, activation, adaptive_average_pool, choice, max_pool
+from cifar_jax.models.kernels import adaptive_average_pool, max_pool
+from cifar_jax.models.layers import BatchNorm, Convolution, activation, choice
 
 HEADS = {"average": 0, "hidden": 2}  # hidden layers before the last one
 

@@ -20,8 +20,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.layers import Convolution, DropPath, activation, choice, drop_path_rates
-from cifar_jax.recipe import InputError
+from cifar_jax.errors import InputError
+from cifar_jax.models.layers import Convolution, DropPath, activation, choice, drop_path_rates
 
 POOLINGS = {"token": lambda x: x[:, 0], "average": lambda x: x.mean(1, dtype=jnp.float32)}
 

@@ -22,9 +22,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.layers import BatchNorm, Convolution, activation, drop_path_rates
+from cifar_jax.errors import InputError
+from cifar_jax.models.layers import BatchNorm, Convolution, activation, drop_path_rates
 from cifar_jax.models.preactivation import PreactivationBlock
-from cifar_jax.recipe import InputError
 
 
 class WideResNet(nn.Module):

@@ -1,0 +1,144 @@
+"""Whether a recipe can be trained: what a training run asks before it writes anything."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
+
+from cifar_jax.errors import InputError
+from cifar_jax.recipe import build
+from cifar_jax.training import step as train
+from cifar_jax.training.augment import views
+from cifar_jax.training.optimizers import OPTIMIZERS
+
+
+def check(recipe: Any) -> None:
+    """Raises InputError unless the recipe, its data fields filled in, can be built and its numbers make sense."""
+    count = recipe.data.train_count
+    if recipe.batch_size > count:
+        raise InputError(f"batch_size={recipe.batch_size} is larger than the training set of {count} images; lower it")
+    of_proxy = [(f"proxy{field[5:]}", low, high) for field, low, high in RANGES if field.startswith("model.")]
+    for field, low, high in RANGES + (of_proxy if recipe.selection.share else []):
+        value = recipe
+        for name in field.split("."):
+            value = value.get(name) if not callable(value) else None
+            if value is None:
+                break
+        if isinstance(value, int | float) and not low <= value <= high:
+            allowed = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+            raise InputError(f"recipe field '{field}' is {value}; it must be {allowed}")
+    channels = recipe.data.image_shape[-1]
+    for field in ("mean", "std"):
+        values = recipe.data[field]
+        if len(values) not in (1, channels) or (field == "std" and not all(value > 0 for value in values)):
+            raise InputError(
+                f"recipe field 'data.{field}' is {values}; it takes one number, or {channels} (std above 0)"
+            )
+    if recipe.early_stopping.patience and not recipe.data.validation:
+        raise InputError("early_stopping.patience needs a validation split; set data.validation to a number of images")
+    if recipe.early_stopping.metric not in ("validation_accuracy", "validation_loss"):
+        metric = recipe.early_stopping.metric
+        raise InputError(f"early_stopping.metric is '{metric}'; it must be 'validation_accuracy' or 'validation_loss'")
+    if not callable(recipe.augment) and recipe.augment.flip and recipe.augment.alternating_flip:
+        raise InputError("augment.flip and augment.alternating_flip undo each other; set one of them to 0")
+    averages = {
+        "average.decay": recipe.average.decay,
+        "average.start_epoch": recipe.average.start_epoch,
+        "lookahead.steps": recipe.lookahead.steps,
+    }
+    chosen = [field for field, value in averages.items() if value]
+    if len(chosen) > 1:
+        raise InputError(f"{', '.join(chosen)} are set; a run keeps one average of weights")
+    if recipe.average.start_epoch > recipe.epochs:
+        late = recipe.average.start_epoch
+        raise InputError(f"average.start_epoch={late} is after the last of {recipe.epochs} epochs")
+    trained, parts = round(recipe.batch_size * (recipe.selection.share or 1)), recipe.gradient_accumulation
+    if not trained or trained % parts:
+        size = f"batch_size={recipe.batch_size}"
+        size += f" times selection.share={recipe.selection.share}" if recipe.selection.share else ""
+        raise InputError(f"{size} does not divide into gradient_accumulation={parts} parts")
+    views(recipe.evaluation.views)
+    images = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.data.image_shape), jnp.uint8)
+    labels = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
+    try:
+        build(OPTIMIZERS, recipe.optimizer, "optimizer")
+        state = jax.eval_shape(lambda: train.init(recipe))
+        train.phase_of(recipe, 0)  # raises on what is no stage
+        for share in dict.fromkeys([*(share for share, _ in recipe.progressive_resizing), 1.0]):
+            step = functools.partial(train.train_step, recipe, phase=train.Phase(share=share))
+            jax.eval_shape(step, state, images, labels, labels)
+    except InputError:
+        raise
+    except ScopeParamShapeError as error:
+        if not recipe.progressive_resizing:
+            cause = "the images of a step have another size than its parameters are for; look at `augment` and `model`"
+            raise InputError(f"the model cannot be trained: {cause} ({str(error).splitlines()[0]})") from error
+        fitting = "a network whose head averages or pools over the whole image takes any"
+        raise InputError(f"progressive_resizing: the model has parameters for one size of image; {fitting}") from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:  # a size that no layer can have, for instance
+        raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; look at its sizes") from error
+
+
+RANGES: list[tuple[str, float, float]] = [  # field, least, most
+    ("seed", 0, 2**31 - 1),
+    ("epochs", 1, float("inf")),
+    ("batch_size", 1, float("inf")),
+    ("chunk_epochs", 1, float("inf")),
+    ("gradient_accumulation", 1, float("inf")),
+    ("data.validation", 0, float("inf")),
+    ("data.seed", 0, 2**32 - 1),
+    ("optimizer.learning_rate", 0, float("inf")),
+    ("optimizer.weight_decay", 0, float("inf")),
+    ("optimizer.momentum", 0, 1),
+    ("optimizer.beta1", 0, 1),
+    ("optimizer.beta2", 0, 1),
+    ("optimizer.epsilon", 0, float("inf")),
+    ("optimizer.steps", 1, float("inf")),
+    ("optimizer.sgd_factor", 0, float("inf")),
+    ("optimizer.sgd_momentum", 0, 1),
+    ("gradient_clip_norm", 0, float("inf")),
+    ("model.dropout", 0, 1),
+    ("model.drop_path", 0, 1),
+    ("model.width", 1, float("inf")),
+    ("model.hidden", 0, float("inf")),
+    ("model.kernel_size", 1, float("inf")),
+    ("model.widen", 1, float("inf")),
+    ("model.depth", 1, float("inf")),
+    ("model.growth", 1, float("inf")),
+    ("model.heads", 1, float("inf")),
+    ("model.patch_size", 1, float("inf")),
+    ("schedule.warmup_epochs", 0, float("inf")),
+    ("schedule.peak", 1e-6, 1 - 1e-6),
+    ("schedule.start", 0, 1),
+    ("schedule.final", 0, 1),
+    ("schedule.factor", 0, 1),
+    ("loss.label_smoothing", 0, 1),
+    ("loss.gamma", 0, float("inf")),
+    ("augment.flip", 0, 1),
+    ("augment.alternating_flip", 0, 1),
+    ("augment.crop", 0, float("inf")),
+    ("augment.rotation", 0, 180),
+    ("augment.brightness", 0, 1),
+    ("augment.contrast", 0, 1),
+    ("augment.saturation", 0, 1),
+    ("augment.randaugment", 0, 10),
+    ("augment.trivial_augment", 0, 1),
+    ("augment.cutout", 0, float("inf")),
+    ("augment.inner_cutout", 0, float("inf")),
+    ("augment.random_erasing", 0, 1),
+    ("augment.mixup", 0, float("inf")),
+    ("augment.cutmix", 0, float("inf")),
+    ("average.decay", 0, 1),
+    ("average.start_epoch", 0, float("inf")),
+    ("lookahead.steps", 0, float("inf")),
+    ("lookahead.pull", 0, 1),
+    ("lookahead.power", 0, float("inf")),
+    ("sam.rho", 0, float("inf")),
+    ("selection.share", 0, 1),
+    ("selection.every", 1, float("inf")),
+    ("early_stopping.patience", 0, float("inf")),
+    ("checkpoint.every_epochs", 1, float("inf")),
+    ("evaluation.batch_size", 1, float("inf")),
+]

@@ -1,0 +1,72 @@
+"""Logits over views, and sums over padded batches in which every image counts exactly once."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cifar_jax.recipe import build
+from cifar_jax.training import augment
+from cifar_jax.training.losses import LOSSES
+from cifar_jax.training.metrics import CALIBRATION_BINS
+from cifar_jax.training.step import TrainState, model, normalise
+
+Array = jax.Array
+
+
+def logits(recipe: Any, state: TrainState, images: Array, views: str = "one") -> Array:
+    """images uint8 [B, H, W, C] -> float32 [B, classes], the weighted mean over the views' logits.
+
+    Evaluates the averaged weights where the recipe keeps an average. Raises InputError on unknown views.
+    """
+    weights = state.average or {"params": state.params, "batch_stats": state.batch_stats}
+    inputs = images.astype(jnp.float32) / 255
+    apply: Any = lambda view: model(recipe).apply(weights, normalise(recipe, view(inputs)), train=False)
+    return jnp.sum(jnp.stack([weight * apply(view) for weight, view in augment.views(views)]), axis=0)
+
+
+def sums(recipe: Any, state: TrainState, images: Array, labels: Array, views: str, placement: Any = None) -> dict:
+    """Sums over images uint8 [N, H, W, C] and labels int32 [N], in batches of evaluation.batch_size:
+
+    loss_sum (the recipe's loss), top5, confusion int32 [C, C] by (true, predicted), and calibration [15, 3]: images,
+    summed confidence and correct answers in each bin of the highest probability.
+    """
+    count, classes = len(images), recipe.data.num_classes
+    parts = placement.mesh.size if placement is not None else 1
+    size = -(-min(recipe.evaluation.batch_size, count) // parts) * parts  # splits evenly over the devices
+    batches = jnp.arange(-(-count // size) * size).reshape(-1, size)
+
+    def body(total, index):
+        weight = (index < count).astype(jnp.float32)  # the last batch is padded with images of weight 0
+        batch = images[jnp.minimum(index, count - 1)], labels[jnp.minimum(index, count - 1)]
+        if placement is not None:
+            batch = jax.lax.with_sharding_constraint(batch, placement)
+        scores = logits(recipe, state, batch[0], views)
+        true = jax.nn.one_hot(batch[1], classes)
+        predicted = jax.nn.one_hot(scores.argmax(-1), classes)
+        confidence = jax.nn.softmax(scores).max(-1)
+        bins = jax.nn.one_hot(
+            jnp.minimum(confidence * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(int), CALIBRATION_BINS
+        )
+        correct = (true * predicted).sum(-1)
+        own = jnp.take_along_axis(scores, batch[1][:, None], -1)
+        behind = (scores < own) | ((scores == own) & (jnp.arange(classes) > batch[1][:, None]))  # as argmax breaks ties
+        ahead = classes - 1 - behind.sum(-1)  # a NaN is behind nothing
+        losses = build(LOSSES, recipe.loss, "loss", logits=scores, targets=true)
+        seen = {
+            "loss_sum": (weight * losses).sum(),
+            "top5": (weight * (ahead < 5)).sum().astype(jnp.int32),
+            "confusion": jnp.einsum("b,bt,bp->tp", weight, true, predicted, precision="highest").astype(jnp.int32),
+            "calibration": jnp.einsum(
+                "b,bk,bf->kf", weight, bins, jnp.stack([weight, confidence, correct], -1), precision="highest"
+            ),
+        }
+        return jax.tree.map(jnp.add, total, seen), None
+
+    start = {
+        "loss_sum": jnp.float32(0),
+        "top5": jnp.int32(0),
+        "confusion": jnp.zeros((classes, classes), jnp.int32),
+        "calibration": jnp.zeros((CALIBRATION_BINS, 3), jnp.float32),
+    }
+    return jax.lax.scan(body, start, batches)[0]

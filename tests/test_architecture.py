@@ -1,0 +1,137 @@
+"""The house rules that a machine can read."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "cifar_jax"
+
+# A module may import those above its own place: packages in this order, and modules in this order inside a package.
+PACKAGES: dict[str, list[str]] = {
+    "errors": [],
+    "recipe": [],
+    "models": ["kernels", "layers", "*", "counts"],  # * are the architectures, which may import each other
+    "training": [
+        "policies", "augment", "losses", "optimizers", "parameter_groups", "schedules", "step", "metrics", "evaluation",
+        "check",
+    ],
+    "data": ["store", "arrays"],
+    "runs": ["checkpoint", "devices", "log", "workdir", "pretrained", "fit"],
+}  # fmt: skip
+PURE = ("errors", "recipe", "models", "training")
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def place(dotted: str) -> tuple[int, int]:
+    """Where "models.layers" stands: the number of its package, and that of its module in it."""
+    package, _, rest = dotted.partition(".")
+    module, order = rest.partition(".")[0], PACKAGES[package]
+    if module in order or not order or module in ("", "__init__"):
+        return list(PACKAGES).index(package), order.index(module) if module in order else -1
+    assert "*" in order, f"add '{module}' to the order of '{package}'"
+    return list(PACKAGES).index(package), order.index("*")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def package(path: Path) -> str:
+    return name_of(path).partition(".")[0]
+
+
+def imports(path: Path) -> list[str]:
+    """Dotted names of everything a file imports, wherever in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{node.module}.{name.name}" for name in node.names]
+    return found
+
+
+def test_every_package_is_in_the_list():
+    assert {package(path) for path in MODULES} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_up(path):
+    own = name_of(path)
+    modules = {name_of(module) for module in MODULES} | set(PACKAGES)
+    for name in imports(path):
+        other = name.removeprefix("cifar_jax.")
+        if name.startswith("cifar_jax.") and not own.endswith("__init__"):
+            other = other if other in modules else other.rpartition(".")[0]
+            assert place(other) < place(own) or place(other) == place(own) == place("models.cnn"), name
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if package(path) in PURE], ids=name_of)
+def test_pure_packages_import_no_io(path):
+    """`json` is allowed: it turns values into text, and touches nothing."""
+    allowed = {"jax", "flax", "optax", "ml_collections", "numpy", "cifar_jax", "typing", "collections", "functools"}
+    allowed |= {"dataclasses", "difflib", "inspect", "json", "math", "re"}
+    assert {name.split(".")[0] for name in imports(path)} <= allowed
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_reads_in_one_sitting(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_no_utils():
+    assert not [path for path in ROOT.rglob("util*.py") if ".venv" not in path.parts]
+
+
+def test_no_pickle():
+    for path in [*MODULES, ROOT / "launch.py"]:
+        assert not re.search(r"\bpickle\.|allow_pickle=True|\bdill\b|joblib", path.read_text()), path
+
+
+def test_every_default_has_a_comment():
+    """Each field of configs/base.py is explained where it stands, or in the heading for the built sections."""
+    lines = (ROOT / "configs" / "base.py").read_text().splitlines()
+    fields = [line for line in lines if re.match(r'\s+"\w+": [^{]*,', line) and "{" not in line]
+    bare = [line.strip() for line in fields if "#" not in line]
+    assert bare == ['"name": "sgd",', '"momentum": 0.9,', '"nesterov": True,', '"weight_decay": 5e-4,']
+
+
+def test_every_recipe_field_is_read():
+    """An option that nothing reads is a lie: every leaf of base.py is named in the code."""
+    source = "".join(path.read_text() for path in MODULES)
+    tree = ast.parse((ROOT / "configs" / "base.py").read_text())
+    names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    fields = {name for name in names if re.fullmatch(r"[a-z_]+", name)} - {"auto", "resnet18", "cosine", "one"}
+    assert [name for name in sorted(fields) if not re.search(rf"\b{name}\b", source)] == []
+
+
+def test_no_recipe_get():
+    for path in MODULES:
+        assert "recipe.get(" not in path.read_text(), path
+
+
+def test_importing_the_package_is_light():
+    """Data set and checkpoint libraries are imported where they are used."""
+    for path in MODULES:
+        top = ast.parse(path.read_text()).body
+        names = [name for node in top for name in imports_of(node)]
+        assert not [
+            name
+            for name in names
+            if name.split(".")[0] in ("tensorflow_datasets", "orbax", "sklearn", "PIL", "safetensors")
+        ]
+
+
+def imports_of(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [name.name for name in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+
+
+def test_the_readme_starts_with_two_commands():
+    block = re.search(r"## Start\n.*?```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block
+    assert len(block[1].strip().splitlines()) == 2
