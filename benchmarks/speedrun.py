@@ -4,8 +4,9 @@
     python benchmarks/speedrun.py --runs=25 --peer hiverge=H/cifar10_speedrun.py
     python benchmarks/speedrun.py --config=configs/speedrun96.py --runs=3 --peer airbench=A/airbench96_faster.py
     python benchmarks/speedrun.py --processes --peer airbench=A/airbench94_muon.py    # the other two clocks
-    python benchmarks/speedrun.py --runs=20 --holdout=5000 --field model.activation=silu    # to choose settings by
-    python benchmarks/speedrun.py --runs=1 --limit=1800 --field epochs=1 gradient_accumulation=8 model.momentum=0.938 \
+    python benchmarks/speedrun.py --runs=20 --holdout=5000 --config.model.activation=silu    # to choose settings by
+    python benchmarks/speedrun.py --runs=1 --limit=1800 --config.epochs=1 \
+        --config.gradient_accumulation=8 --config.model.momentum=0.938 \
         --peer torch=benchmarks/torch_speedrun.py --peer-python=PATH --peer-setting SPEEDRUN_EPOCHS=1  # on a CPU
     python benchmarks/speedrun.py --smoke                                  # a tiny network, for errors only
 
@@ -38,7 +39,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from measuring import commit, machine
+from measuring import commit, machine, recipe_fields
 from worker import HERE, Worker
 
 WORKER, SMOKE_RUNS = "speedrun_worker.py", 2
@@ -87,7 +88,6 @@ class PeerError(RuntimeError):
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/speedrun94.py")
-    parser.add_argument("--field", nargs="*", default=[], help="recipe fields: gradient_accumulation=8")
     parser.add_argument("--runs", type=int, default=25, help="of each side in each of its two blocks")
     parser.add_argument("--peer", action="append", default=[], help="NAME=FILE, once for each")
     parser.add_argument(
@@ -104,7 +104,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has torch and torchvision")
     parser.add_argument("--peer-setting", nargs="*", default=[], help="of its environment: SPEEDRUN_EPOCHS=1")
     parser.add_argument("--smoke", action="store_true", help="a tiny network and made-up images; writes nothing")
-    options = parser.parse_args()
+    arguments, changes = recipe_fields(sys.argv[1:])
+    options = parser.parse_args(arguments)
+    options.field = [f"{field}={value}" for field, value in changes.items()]
     options.begin = time.perf_counter()
     options.runs = SMOKE_RUNS if options.smoke else options.runs
     options.peer_python = os.path.abspath(shutil.which(options.peer_python) or options.peer_python)

@@ -5,9 +5,9 @@
     python benchmarks/table.py                                   # prints the table over all that was measured
 
 Each recipe trains those of seeds 0, 1, ... that results/table_<recipe>.json does not hold yet for this device; none
-starts that would not end within --limit seconds, by the time that the last one took, the first by --need. --field
-changes a field of every recipe, and is kept with the figure; figures of other fields, devices or epochs are other rows.
-With --workdir an interrupted run resumes. The time in the table is that of the quickest run: the one that other work
+starts that would not end within --limit seconds, by the time that the last one took, the first by --need.
+--config.FIELD=VALUE changes a field of every recipe, and is kept with the figure; figures of other fields, devices or
+epochs are other rows. With --workdir an interrupted run resumes. The time in the table is that of the quickest run: the one that other work
 on the machine disturbed the least.
 """
 
@@ -21,11 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measuring import commit
+from measuring import commit, recipe_fields
 from worker import HERE, cores
 
 sys.path.insert(0, str(HERE.parent))
-import launch
+from cifar_jax.process import prepare_process
 
 # What makes two figures those of one row.
 SAME = ("recipe", "fields", "device", "epochs", "trained_on")
@@ -52,16 +52,15 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--field", action="append", default=[], help="a recipe field, epochs=15; once for each")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds for all of it")
     parser.add_argument("--need", type=float, default=0.0, help="seconds that a recipe's first seed is thought to take")
     parser.add_argument("--workdir", help="folder that holds the unfinished runs")
     parser.add_argument(
         "--add", nargs="+", default=[], help="workdirs of finished runs of the one recipe that is given"
     )
-    options = parser.parse_args()
-    given = (launch.parse_field(f"--config.{text}") for text in options.field)
-    options.field = sorted(f"{field}={value}" for field, value in given)
+    arguments, changes = recipe_fields(sys.argv[1:])
+    options = parser.parse_args(arguments)
+    options.changes, options.field = changes, sorted(f"{field}={value}" for field, value in changes.items())
     if options.add and len(options.recipes) != 1:
         parser.error("--add needs the one recipe that the runs are of")
     return options
@@ -80,7 +79,7 @@ def add(options: argparse.Namespace, results: Path) -> None:
         run = cj.load_run(workdir)
         if run.evaluation is None:
             raise cj.InputError(f"the run in '{workdir}' is not complete; train it to its end")
-        decided = {"data.num_classes", "data.image_shape", "data.train_count", "seed"}
+        decided = {"seed", "part_steps"}
         decided |= {"dtype"} if run.recipe.dtype == compute_dtype("auto") else set()
         stored = cj.load_recipe(Path(workdir) / "recipe.json")  # a field younger than the run has its default
         told = [line.split(":", 1)[0] for line in differences(cj.load_recipe(path), stored)]
@@ -95,14 +94,13 @@ def add(options: argparse.Namespace, results: Path) -> None:
 
 
 def measure(options: argparse.Namespace, results: Path) -> None:
-    launch.prepare_process()
+    prepare_process()
     import cifar_jax as cj
     from cifar_jax.data import arrays as data
 
     begin, loaded = time.perf_counter(), {}
-    changes = dict(launch.parse_field(f"--config.{text}") for text in options.field)
     for path in options.recipes:
-        recipe = cj.load_recipe(path, changes)
+        recipe = cj.load_recipe(path, options.changes)
         name, seconds = Path(path).stem, options.need
         if recipe.data.name not in loaded:
             loaded[recipe.data.name] = {split: data.load(recipe.data.name, split) for split in ("train", "test")}
@@ -140,10 +138,10 @@ def device() -> str:
 def figure(run: Any, name: str, seed: int, fields: list[str], seconds: float) -> dict[str, Any]:
     import jax
 
+    from cifar_jax import training
     from cifar_jax.models.counts import counts
-    from cifar_jax.training import step as train
 
-    parameters, multiply_adds = counts(train.model(run.recipe), run.recipe.data.image_shape)
+    parameters, multiply_adds = counts(training.model(run.recipe), run.recipe.data.image_shape)
     return {
         "recipe": name,
         "fields": fields,
@@ -186,7 +184,7 @@ def table(results: Path) -> str:
         accuracy = f"{mean} ± {statistics.stdev(accuracies):.2f}%" if len(found) > 1 else f"{mean}% (one seed)"
         first = found[0]
         minutes = min(each["seconds"] for each in found) / 60
-        fields = "".join(f" --field {shlex.quote(field)}" for field in first["fields"])
+        fields = "".join(f" {shlex.quote(f'--config.{field}')}" for field in first["fields"])
         command = f"`benchmarks/table.py configs/{first['recipe']}.py{fields}`"
         cells = [f"`{first['recipe']}`", accuracy, str(len(found))]
         cells += [str(first["epochs"]), f"{first['trained_on']:,}", f"{first['parameters']:,}"]

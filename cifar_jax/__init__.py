@@ -4,12 +4,68 @@ import cifar_jax as cj
 recipe = cj.load_recipe("configs/resnet18.py", {"optimizer.learning_rate": 0.1})
 run = cj.fit(recipe, workdir="runs/r18")
 result = cj.evaluate(run, split="test")
-classifier = cj.load_run("runs/r18")
+classifier = cj.load_classifier("runs/r18")
+
+jax is imported when a name is first used, so that `cj.prepare_process()` can make its settings before.
 """
 
-from cifar_jax.errors import InputError
-from cifar_jax.recipe import override
-from cifar_jax.runs.fit import evaluate, fit, load_recipe
-from cifar_jax.runs.workdir import Run, load_run
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["InputError", "Run", "evaluate", "fit", "load_recipe", "load_run", "override"]
+from cifar_jax.errors import InputError
+from cifar_jax.process import prepare_process
+
+if TYPE_CHECKING:
+    from cifar_jax.data.arrays import Split, dataset
+    from cifar_jax.recipe import override
+    from cifar_jax.runs.classifier import Classifier
+    from cifar_jax.runs.evaluate import evaluate
+    from cifar_jax.runs.events import Event
+    from cifar_jax.runs.fit import fit
+    from cifar_jax.runs.recipes import load_recipe
+    from cifar_jax.runs.workdir import Run, load_classifier, load_run
+    from cifar_jax.training.objectives import Batch, Objective
+
+MODULES = {
+    "Batch": "training.objectives",
+    "Classifier": "runs.classifier",
+    "Event": "runs.events",
+    "Objective": "training.objectives",
+    "Run": "runs.workdir",
+    "Split": "data.arrays",
+    "dataset": "data.arrays",
+    "evaluate": "runs.evaluate",
+    "fit": "runs.fit",
+    "load_classifier": "runs.workdir",
+    "load_recipe": "runs.recipes",
+    "load_run": "runs.workdir",
+    "override": "recipe",
+}
+
+__all__ = [
+    "Batch",
+    "Classifier",
+    "Event",
+    "InputError",
+    "Objective",
+    "Run",
+    "Split",
+    "dataset",
+    "evaluate",
+    "fit",
+    "load_classifier",
+    "load_recipe",
+    "load_run",
+    "override",
+    "prepare_process",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module 'cifar_jax' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"cifar_jax.{MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import cifar_jax as cj
-from cifar_jax.runs import log
+from cifar_jax.runs import log, programs
 from tests import made
 
 ROOT = Path(__file__).parent.parent
@@ -78,13 +78,9 @@ def stop_after(epoch, monkeypatch):
             "augment.alternating_flip": 1,
             "augment.randaugment": 3.0,
             "augment.mixup": 0.2,
-            "groups": (("Conv.*", 1.0, 1.0), ("Dense.*", 0.5, 1.0)),
+            "groups": (("Conv.*", 1.0, 1.0), ("(Dense|head).*", 0.5, 1.0)),
         },
-        {
-            "model": {"name": "convnet", "widths": (4,), "convolutions": (1,)},
-            "progressive_resizing": ((0.5, 1), (0.75, 3)),
-            "chunk_epochs": 2,
-        },
+        {"part_steps": 2, "checkpoint.every_minutes": 0.0, "average": {"decay": 0.0, "start_epoch": 2}},
     ],
     ids=[
         "each epoch",
@@ -94,7 +90,7 @@ def stop_after(epoch, monkeypatch):
         "early stopping in chunks",
         "weight averaging",
         "lookahead",
-        "progressive resizing in chunks",
+        "parts of epochs",
     ],
 )
 @pytest.mark.parametrize("epoch", [1, 4])
@@ -253,7 +249,8 @@ def test_images_in_any_number_take_few_programs_and_get_the_same_logits():
         found = run.logits(images[:count])
         assert found.shape == (count, 4)
         np.testing.assert_allclose(found, every[:count], rtol=1e-5, atol=1e-5)
-    assert run._program(run.recipe.evaluation.views)._cache_size() == 5  # 1, 2, 4, 8, 16
+    program = programs.logits_program(programs.shared(run.recipe), run.recipe.evaluation.views)
+    assert program._cache_size() == 5  # 1, 2, 4, 8, 16
 
 
 def test_logits_are_those_of_the_evaluation(tmp_path):

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,62 @@ def load(name: str, split: str, data_dir: str | Path | None = None, progress: bo
                 stacklevel=2,
             )
     return loaded
+
+
+def dataset(images: Any, labels: Any, classes: Any = None, name: str | None = None) -> Split:
+    """A split of the caller's own: images uint8 [N, H, W, C] and labels, integers [N], in the order given.
+
+    `classes` are the names; without them the classes are "0" to the largest label. The digest is that of `load`.
+    Raises InputError on images of another type or shape, and on labels that are not those of the classes.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+        hint = "convert them with (images * 255).round().astype(np.uint8) where they are in 0..1"
+        hint = "add the channel with images[..., None]" if images.dtype == np.uint8 and images.ndim == 3 else hint
+        raise InputError(f"images are {images.dtype} {list(images.shape)}; they must be uint8 [N, H, W, C]: {hint}")
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        shown = f"{labels.dtype} {list(labels.shape)}"
+        raise InputError(f"labels are {shown}; they must be integers [{len(images)}], one for each image")
+    names = tuple(map(str, range(int(labels.max()) + 1))) if classes is None else tuple(classes)
+    if len({*names}) != len(names) or not all(isinstance(each, str) and each for each in names):
+        raise InputError(f"classes are {names!r}; they must be different, non-empty strings")
+    bad = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    if len(bad):
+        raise InputError(
+            f"label {labels[bad[0]]} of image {bad[0]} is not one of the {len(names)} classes; labels are 0 to"
+            f" {len(names) - 1}"
+        )
+    if len(names) < 2:
+        raise InputError("the labels name one class; a classifier needs at least two")
+    labels = labels.astype(np.int32)
+    views = images.view(), labels
+    for array in views:
+        array.flags.writeable = False
+    digest = hashlib.sha256(b"".join(sorted(_example_digests(images, labels, len(names))))).hexdigest()
+    return Split(*views, names, digest, name or "arrays", "")
+
+
+def splits(data: Mapping[str, Any]) -> dict[str, Split]:
+    """What `fit` may be given: {"train", "validation", "test"}, of which only the first is needed, each a `Split` or
+    (images, labels). Raises InputError where they do not go together."""
+    if "train" not in data or data.keys() - {"train", "validation", "test"}:
+        wrong = f"it has {', '.join(map(repr, data))}"
+        raise InputError(f"data needs the split 'train', and may have 'validation' and 'test'; {wrong}")
+    pairs = {name: tuple(split) for name, split in data.items() if not isinstance(split, Split)}
+    known = next((split.classes for split in data.values() if isinstance(split, Split)), None)
+    if pairs and known is None:
+        largest = max(int(np.max(labels, initial=0)) for _, labels in pairs.values())
+        known = tuple(map(str, range(largest + 1)))
+    own = lambda name: dataset(pairs[name][0], pairs[name][1], known)
+    found = {name: own(name) if name in pairs else split for name, split in data.items()}
+    training = found["train"]
+    for name, split in found.items():
+        if split.classes != training.classes or split.images.shape[1:] != training.images.shape[1:]:
+            raise InputError(
+                f"the splits do not go together: train has {len(training.classes)} classes and images of"
+                f" {training.images.shape[1:]}, {name} {len(split.classes)} and {split.images.shape[1:]}"
+            )
+    return found
 
 
 def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

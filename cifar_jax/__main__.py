@@ -1,0 +1,7 @@
+"""python -m cifar_jax: the command line."""
+
+import sys
+
+from cifar_jax.cli import start
+
+sys.exit(start())
