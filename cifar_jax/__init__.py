@@ -17,6 +17,7 @@ from cifar_jax.process import prepare_process
 
 if TYPE_CHECKING:
     from cifar_jax.data.arrays import Split, dataset
+    from cifar_jax.models.kernels import forward_mode
     from cifar_jax.recipe import override
     from cifar_jax.runs.classifier import Classifier
     from cifar_jax.runs.evaluate import evaluate
@@ -36,6 +37,7 @@ MODULES = {
     "dataset": "data.arrays",
     "evaluate": "runs.evaluate",
     "fit": "runs.fit",
+    "forward_mode": "models.kernels",
     "load_classifier": "runs.workdir",
     "load_recipe": "runs.recipes",
     "load_run": "runs.workdir",
@@ -53,6 +55,7 @@ __all__ = [
     "dataset",
     "evaluate",
     "fit",
+    "forward_mode",
     "load_classifier",
     "load_recipe",
     "load_run",

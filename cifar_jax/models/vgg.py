@@ -9,8 +9,8 @@
     head      1 x  1    dense
 
 The head is one dense layer in place of the paper's three, as is usual at 32x32; it sees the mean of what pixels larger
-images leave. With model.classifier=hidden it is the paper's, whose two hidden layers of 4,096 make up most of its parameters:
-it sees 7x7 pixels, as 224x224 images leave them, and other images' averaged to as many (as in torchvision).
+images leave. With model.classifier=hidden it is the paper's, whose two hidden layers of 4,096 make up most of its
+parameters: it sees 7x7 pixels, as 224x224 images leave them, and other images' averaged to as many (as in torchvision).
 
 With `batch_norm` one follows each convolution (the paper is older); the biases stay, as in the implementations whose
 counts are quoted. Weights start with variance 2 / fan in: without normalisation, 2 / fan out would make the signal 13
