@@ -7,8 +7,8 @@
 Each recipe trains those of seeds 0, 1, ... that results/table_<recipe>.json does not hold yet for this device; none
 starts that would not end within --limit seconds, by the time that the last one took, the first by --need.
 --config.FIELD=VALUE changes a field of every recipe, and is kept with the figure; figures of other fields, devices or
-epochs are other rows. With --workdir an interrupted run resumes. The time in the table is that of the quickest run: the one that other work
-on the machine disturbed the least.
+epochs are other rows. With --workdir an interrupted run resumes. The time in the table is that of the quickest run: the
+one that other work on the machine disturbed the least.
 """
 
 import argparse

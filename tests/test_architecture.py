@@ -19,7 +19,7 @@ PACKAGES: dict[str, list[str]] = {
         "keys", "policies", "augment", "losses", "optimizers", "schedules", "parameter_groups", "update", "state",
         "gradients", "objectives", "selection", "averaging", "step", "metrics", "evaluation", "check",
     ],
-    "data": ["store", "arrays"],
+    "data": ["store", "check", "arrays"],
     "runs": [
         "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
         "describe", "history", "stopping", "classifier", "workdir", "evaluate", "teacher", "pretrained", "loop", "fit",

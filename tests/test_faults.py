@@ -207,10 +207,17 @@ def test_a_damaged_line_of_metrics_hides_no_other(line, tmp_path):
     cj.fit(made.recipe(epochs=4, batch_size=16), tmp_path, data=DATA, progress=False)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], line, *lines[2:]]) + "\n")
-    assert [line["epoch"] for line in cj.load_run(tmp_path).history] == [1, 3, 4]
-    (tmp_path / "evaluation.json").unlink()
-    with pytest.warns(UserWarning, match="lacks 1 of 4 epochs"):
-        cj.fit(made.recipe(epochs=4, batch_size=16), tmp_path, data=DATA, progress=False)
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl is damaged, or was changed"):
+        assert [line["epoch"] for line in cj.load_run(tmp_path).history] == [1, 3, 4]
+
+
+def test_a_resumed_run_tells_of_lines_that_are_lost(tmp_path):
+    recipe, options = made.recipe(epochs=4, batch_size=16), {"data": DATA, "progress": False}
+    cj.fit(recipe, tmp_path, callbacks=[lambda event: event.step == 12], stoppable=True, **options)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], "garbage"]) + "\n")
+    with pytest.warns(UserWarning, match="lacks 1 of 2 epochs"):
+        assert cj.fit(recipe, tmp_path, resume=True, **options).reason == "finished"
 
 
 def test_a_damaged_test_shard_shows_before_the_training(tmp_path, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -321,6 +322,10 @@ def test_a_killed_run_resumes_exactly(trial, unbroken, tmp_path):
     assert_same(cj.load_run(tmp_path / "run"), whole)
 
 
+def last_line(text):
+    return text.rstrip().splitlines()[-1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_leave_a_resumable_run(number, unbroken, tmp_path):
     whole, _ = unbroken
@@ -333,9 +338,41 @@ def test_ctrl_c_and_sigterm_leave_a_resumable_run(number, unbroken, tmp_path):
     _, stderr = process.communicate()
     if process.returncode != 0:  # on a fast machine the run may be over before the signal comes
         assert process.returncode == 128 + number
-        assert stderr.rstrip().splitlines()[-1].startswith("stopped; the same command resumes")
+        assert re.fullmatch(r"stopped; step \d+ is saved, and the same command resumes there", last_line(stderr))
         assert "Traceback" not in stderr
     again = start(tmp_path / "run")
     assert again.wait() == 0
     assert_same(cj.load_run(tmp_path / "run"), whole)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["count"] == 360
+
+
+@pytest.mark.parametrize("trial", range(int(os.environ.get("CIFAR_JAX_SIGNALS", "4"))))
+def test_a_signal_at_any_moment_ends_the_process(trial, unbroken, tmp_path):
+    """From the first line of the command line on: imports, data, compilation, training, evaluation.
+    CIFAR_JAX_SIGNALS=100 tries more."""
+    _, seconds = unbroken
+    number = (signal.SIGINT, signal.SIGTERM)[trial % 2]
+    process = start(tmp_path / "run")
+    time.sleep(random.uniform(0.05, 1.0) * seconds)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=10)
+    if process.returncode not in (0, -number):  # over already, or Python itself was still starting
+        assert process.returncode == 128 + number, stderr
+        saved = list((tmp_path / "run").glob("manifests/*.json"))
+        expected = "stopped; step" if saved else "stopped before anything was saved"
+        assert last_line(stderr).startswith(expected)
+        assert "Traceback" not in stderr
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    code = (
+        "import time\nfrom cifar_jax import process\nprocess.before_exit.add(lambda seconds: time.sleep(30))\n"
+        "process.end_on_signals(lambda: 'stopped')\nprint('ready', flush=True)\ntime.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None  # it waits for what has to be finished
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=5) == 128 + signal.SIGINT

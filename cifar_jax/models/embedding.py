@@ -22,7 +22,7 @@ def embed(module: nn.Module, variables: Any, inputs: jax.Array) -> tuple[jax.Arr
         return call(*arguments, **keywords)
 
     with nn.intercept_methods(record):
-        logits = module.apply(variables, inputs, train=False)
+        logits: Any = module.apply(variables, inputs, train=False)
     if not seen:
         raise InputError(
             f"model '{type(module).__name__}' has no module named 'head', whose input would be the embedding; name its"

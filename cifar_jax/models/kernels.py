@@ -26,8 +26,8 @@ _plain = jax.make_user_context(default_value=False)  # part of the keys of JAX's
 
 @contextlib.contextmanager
 def forward_mode() -> Iterator[None]:
-    """Uses plain operations of `lax` in code that is traced inside, so that `jax.jvp`, `jax.linearize`, `jax.jacfwd` and
-    forward-over-reverse Hessian-vector products work for every model. Functions that were traced before are traced
+    """Uses plain operations of `lax` in code that is traced inside, so that `jax.jvp`, `jax.linearize`, `jax.jacfwd`
+    and forward-over-reverse Hessian-vector products work for every model. Functions that were traced before are traced
     again. Training is slower inside: 16 to 80 times in a loop on the CPU.
 
     Without it JAX answers "can't apply forward-mode autodiff (jvp) to a custom_vjp function".

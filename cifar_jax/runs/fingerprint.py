@@ -109,7 +109,7 @@ def _describe_compound(value: Any, path: str, parts: dict[str, str], seen: set[i
         each("wraps", value.__wrapped__)
     elif isinstance(value, type):
         _describe_class(value, path, parts, seen)
-    elif callable(value) and not hasattr(value, "__dict__"):
+    elif callable(value) and not hasattr(value, "__dict__") and _is_library(type(value)):
         parts[path] = f"built-in {name_of(value)}"
     else:
         _describe_object(value, path, parts, seen)
@@ -155,6 +155,9 @@ def _describe_object(value: Any, path: str, parts: dict[str, str], seen: set[int
         fields = {name: getattr(value, name) for name in value._fields}
     elif hasattr(value, "__dict__"):
         fields = {name: part for name, part in vars(value).items() if not name.startswith("__")}
+    elif not _is_library(type(value)) and hasattr(type(value), "__slots__"):
+        slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+        fields = {name: getattr(value, name) for name in slots if hasattr(value, name)}
     else:
         raise CannotCompare(f"{path.strip() or 'it'} is a {name_of(type(value))}, whose state cannot be read")
     for name, part in fields.items():

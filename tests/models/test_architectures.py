@@ -62,7 +62,7 @@ def mlp(p, s, x):
     x = x.reshape(len(x), -1)
     for number in range(2):
         x = relu(dense(x, p[f"Dense_{number}"]))
-    return dense(x, p["Dense_2"])
+    return dense(x, p["head"])
 
 
 def cnn(p, s, x):

@@ -14,13 +14,6 @@ IMAGES = np.random.RandomState(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
 FAMILIES = {getattr(MODELS[name], "func", MODELS[name]): name for name in reversed(TINY)}  # one of each class
 
 
-def network(name):
-    """(params, batch_stats -> loss in training mode) of a tiny smooth copy of the model; dropout is off."""
-    fields = {field: value for field, value in TINY[name].items() if field not in ("dropout", "drop_path")}
-    smooth = {"activation": "gelu"} if "activation" in {*MODELS[name]().__dataclass_fields__} else {}
-    return MODELS[name](num_classes=3, **{**fields, **smooth})
-
-
 @pytest.mark.parametrize("name", sorted(FAMILIES.values()))
 def test_hessian_vector_products_equal_those_of_reverse_mode(name):
     fields = {field: value for field, value in TINY[name].items() if field not in ("dropout", "drop_path")}
@@ -30,12 +23,16 @@ def test_hessian_vector_products_equal_those_of_reverse_mode(name):
 
     def loss(params):
         given = {"params": params, **rest}
-        logits, _ = module.apply(given, IMAGES, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})
+        logits, _ = module.apply(
+            given, IMAGES, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)}
+        )
         return jnp.mean(jnp.square(jax.nn.log_softmax(logits)))
 
     keys = iter(jax.random.split(jax.random.key(2), 1000))
     vector = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), params)
-    along = lambda gradients: sum(jnp.vdot(g, v) for g, v in zip(*map(jax.tree.leaves, (gradients, vector)), strict=True))
+    along = lambda gradients: sum(
+        jnp.vdot(g, v) for g, v in zip(*map(jax.tree.leaves, (gradients, vector)), strict=True)
+    )
     expected = jax.jit(jax.grad(lambda params: along(jax.grad(loss)(params))))(params)
     product = jax.jit(lambda params: jax.jvp(jax.grad(loss), (params,), (vector,))[1])
     with pytest.raises(TypeError, match="forward-mode"):

@@ -10,7 +10,7 @@ import pytest
 from cifar_jax import training
 from cifar_jax.data.arrays import hold_out
 from cifar_jax.errors import InputError
-from cifar_jax.models import MODELS, speedrun
+from cifar_jax.models import MODELS, kernels, speedrun
 from cifar_jax.recipe import resolve
 from cifar_jax.runs.devices import jit
 from cifar_jax.runs.fit import fit
@@ -70,7 +70,7 @@ def test_dirac_passes_the_channels_on(channels, features):
     kernel = speedrun.dirac(jax.random.key(0), (3, 3, channels, features))
     images = np.random.RandomState(0).normal(size=(2, 6, 6, channels)).astype(np.float32)
     same = min(channels, features)
-    outputs = speedrun.convolution(images, kernel)
+    outputs = kernels.convolution(images, kernel)
     np.testing.assert_array_equal(outputs[..., :same], images[..., :same])
     rest, bound = np.asarray(kernel[..., same:]), (9 * channels) ** -0.5
     assert np.abs(rest).max(initial=0) <= bound

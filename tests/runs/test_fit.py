@@ -1,7 +1,8 @@
-"""What `fit` promises: validation-only runs, callbacks, parts of epochs, shared programs, seeds, the identity of a run."""
+"""What `fit` promises: validation-only runs, callbacks, parts of epochs, shared programs, seeds, identity of a run."""
 
 import json
 import shutil
+import threading
 
 import flax.linen as nn
 import jax
@@ -75,11 +76,14 @@ def test_data_may_hold_its_own_validation_split():
     ("options", "answer"),
     [
         ({"evaluate": "tset"}, "evaluate is 'tset'; it is one of 'test', 'validation', None"),
-        ({"evaluate": "validation", "changes": {"data.validation": 0}}, "evaluate='validation' needs a validation split"),
+        (
+            {"evaluate": "validation", "changes": {"data.validation": 0}},
+            "evaluate='validation' needs a validation split",
+        ),
         ({"changes": {"data.validation": 0, "early_stopping.patience": 2}}, "patience needs a validation split"),
         ({"data": {"train": DATA["train"]}}, "data has no split 'test' to evaluate; it has 'train'"),
         ({"data": {"test": DATA["test"]}}, "data needs the split 'train'"),
-        ({"data": {**DATA, "extra": DATA["test"]}}, "data needs the split 'train', and may have"),
+        ({"data": {**DATA, "extra": DATA["test"]}}, "unknown split 'extra'"),
     ],
 )
 def test_what_cannot_be_evaluated_is_told_before_anything_is_written(options, answer, tmp_path):
@@ -104,11 +108,15 @@ def test_plain_arrays_train_and_the_recipe_names_them():
 @pytest.mark.parametrize(
     ("images", "labels", "answer"),
     [
-        (DATA["train"].images / 255, DATA["train"].labels, "images are float64 [96, 8, 8, 3]; they must be uint8"),
+        (
+            DATA["train"].images / 255,
+            DATA["train"].labels,
+            "images have dtype float64 and shape",
+        ),
         (DATA["train"].images[..., 0], DATA["train"].labels, "images[..., None]"),
-        (DATA["train"].images, DATA["train"].labels[:50], "labels are int32 [50]; they must be integers [96]"),
-        (DATA["train"].images, DATA["train"].labels.astype(float), "labels are float64 [96]"),
-        (DATA["train"].images, np.where(np.arange(96) == 7, -1, DATA["train"].labels), "label -1 of image 7"),
+        (DATA["train"].images, DATA["train"].labels[:50], "labels have shape (50,)"),
+        (DATA["train"].images, DATA["train"].labels.astype(float), "of dtype float64"),
+        (DATA["train"].images, np.where(np.arange(96) == 7, -1, DATA["train"].labels), "labels[7] is -1"),
     ],
 )
 def test_arrays_that_would_train_wrongly_are_refused(images, labels, answer):
@@ -119,7 +127,7 @@ def test_arrays_that_would_train_wrongly_are_refused(images, labels, answer):
 
 def test_labels_beyond_the_classes_are_refused():
     """They used to vanish from the metrics: accuracy 1.0 on 13 of 20 images."""
-    with pytest.raises(cj.InputError, match="label 3 of image"):
+    with pytest.raises(cj.InputError, match=r"labels\[.*\] is 3"):
         cj.dataset(DATA["train"].images, DATA["train"].labels, classes=("a", "b", "c"))
 
 
@@ -308,15 +316,10 @@ OTHERS = {
         "another augment",
     ),
     "a function that was not given": ({"model": Scaled()}, {}, "holds a run of another recipe"),
-    "one that cannot be compared": (
-        {"schedule": nn.Dense(3).bind({"params": {}}).apply},
-        {"schedule": nn.Dense(3).bind({"params": {}}).apply},
-        "cannot be resumed",
-    ),
 }
 
 
-@pytest.mark.parametrize(("first", "second", "answer"), list(OTHERS.values())[:4], ids=list(OTHERS)[:4])
+@pytest.mark.parametrize(("first", "second", "answer"), OTHERS.values(), ids=OTHERS)
 def test_another_function_in_the_same_workdir_is_refused_and_named(first, second, answer, tmp_path):
     fit(tmp_path, {"epochs": 1}, **first)
     with pytest.raises(cj.InputError) as error:
@@ -327,13 +330,14 @@ def test_another_function_in_the_same_workdir_is_refused_and_named(first, second
 
 def test_a_function_that_cannot_be_compared_trains_but_is_not_resumed(tmp_path):
     class Opaque:
-        __slots__ = ()
+        def __init__(self):
+            self.lock = threading.Lock()
 
         def __call__(self, epoch, epochs):
             return jnp.ones_like(epoch)
 
     fit(tmp_path, {"epochs": 1}, schedule=Opaque())
-    with pytest.raises(cj.InputError, match="cannot be resumed: schedule '.*Opaque' cannot be compared"):
+    with pytest.raises(cj.InputError, match=r"cannot be resumed: schedule '.*Opaque' cannot be compared"):
         fit(tmp_path, {"epochs": 1}, schedule=Opaque())
 
 
@@ -348,7 +352,7 @@ def test_a_deleted_recipe_json_does_not_turn_the_run_into_another_one(tmp_path):
     """It used to answer "complete; nothing to do" and to store the new recipe beside the old weights."""
     run = fit(tmp_path)
     (tmp_path / "recipe.json").unlink()
-    with pytest.raises(cj.InputError, match="its recipe.json is missing or damaged"):
+    with pytest.raises(cj.InputError, match=r"its recipe\.json is missing or damaged"):
         fit(tmp_path, {"seed": 5})
     with pytest.warns(UserWarning, match=r"recipe\.json is missing; it is written again"):
         same(fit(tmp_path), run)
@@ -401,19 +405,22 @@ def test_dtype_auto_keeps_the_dtype_that_a_run_began_with(tmp_path):
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(cj.InputError, match="fit runs in one process, and jax.distributed has started 2"):
+    with pytest.raises(cj.InputError, match=r"fit runs in one process, and jax\.distributed has started 2"):
         fit(None)
 
 
 def test_an_instance_of_an_optimiser_is_refused():
-    with pytest.raises(cj.InputError, match="pass the function that makes one, such as optax.adam"):
+    with pytest.raises(cj.InputError, match=r"pass the function that makes one, such as optax\.adam"):
         fit(None, optimizer=optax.adam(1e-3))
 
 
 @pytest.mark.parametrize(
     ("call", "answer"),
     [
-        (lambda self, images: nn.Dense(7)(images.reshape(len(images), -1)), r"returns an array \[B, 7\]; it must return"),
+        (
+            lambda self, images: nn.Dense(7)(images.reshape(len(images), -1)),
+            r"returns an array \[B, 7\]; it must return",
+        ),
         (lambda self, images: (images.mean((1, 2)), 0), "returns a tuple; it must return logits"),
     ],
 )
@@ -488,5 +495,5 @@ def test_an_old_recipe_loads_if_its_removed_fields_change_nothing(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps({**values, "progressive_resizing": []}))
     assert cj.load_recipe(tmp_path / "old.json").epochs == 1
     (tmp_path / "old.json").write_text(json.dumps({**values, "progressive_resizing": [[0.5, 2]]}))
-    with pytest.raises(cj.InputError, match="'progressive_resizing' is .*; it was removed"):
+    with pytest.raises(cj.InputError, match=r"'progressive_resizing' is .*; it was removed"):
         cj.load_recipe(tmp_path / "old.json")
