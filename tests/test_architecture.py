@@ -18,7 +18,7 @@ PACKAGES: dict[str, list[str]] = {
         "policies", "augment", "losses", "optimizers", "parameter_groups", "schedules", "step", "metrics", "evaluation",
         "check",
     ],
-    "data": ["store", "check", "arrays"],
+    "data": ["source", "download", "cifar", "digits", "store", "check", "arrays"],
     "runs": ["checkpoint", "devices", "log", "workdir", "pretrained", "fit"],
 }  # fmt: skip
 PURE = ("errors", "recipe", "models", "training")
