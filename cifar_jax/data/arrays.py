@@ -227,7 +227,7 @@ def _read(folder: Path, name: str, split: str, progress: bool) -> Split:
         info = builder.info.splits[split]
         _check_shards(info.filepaths, info.shard_lengths, folder)
         source = builder.as_data_source(split)
-        images, labels = np.empty(0, np.uint8), np.empty(len(source), np.int32)
+        images, labels = np.empty(0, np.uint8), np.empty(len(source), np.int64)
         for index in tqdm(range(len(source)), f"read {name} {split}", unit=" images", disable=not progress):
             try:
                 example = source[index]
@@ -244,14 +244,15 @@ def _read(folder: Path, name: str, split: str, progress: bool) -> Split:
                 )
             images[index], labels[index] = image, example["label"]
         classes = tuple(builder.info.features["label"].names)
-    if np.min(labels) < 0 or np.max(labels) >= len(classes):
+    if (bad := first_outside(labels, len(classes))) is not None:
         raise InputError(
-            f"split {split!r} in {folder} has labels outside its {len(classes)} classes: -1 marks unlabelled"
+            f"split {split!r} in {folder} has the label {labels[bad]}; labels must be in 0..{len(classes) - 1}, and -1"
+            " marks unlabelled examples: prepare it again from labelled examples"
         )
     digests = _example_digests(images, labels, len(classes))
     order = sorted(range(len(digests)), key=digests.__getitem__)
     digest = _content_digest([digests[index] for index in order])
-    images, labels = images[order], labels[order]
+    images, labels = images[order], labels[order].astype(np.int32)
     images.setflags(write=False)
     labels.setflags(write=False)
     return Split(images, labels, classes, digest, name, split)
