@@ -201,7 +201,7 @@ def to_json(recipe: ConfigDict | FrozenConfigDict) -> dict[str, Any]:
             return {key: plain(value[key]) for key in value}
         if isinstance(value, tuple | list):
             return [plain(item) for item in value]
-        if callable(value):
+        if callable(value) or not isinstance(value, bool | int | float | str | dict | None):
             owner = value if hasattr(value, "__qualname__") else type(value)
             return f"{owner.__module__}.{owner.__qualname__}"
         return value

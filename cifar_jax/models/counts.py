@@ -16,7 +16,7 @@ def counts(module: nn.Module, image_shape: tuple[int, int, int] = (32, 32, 3)) -
     """
     start = lambda: module.init_with_output(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
     jaxpr, (_, variables) = jax.make_jaxpr(start, return_shape=True)()
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"])), multiply_adds(jaxpr.jaxpr)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables.get("params", {}))), multiply_adds(jaxpr.jaxpr)
 
 
 def multiply_adds(jaxpr: Any) -> int:

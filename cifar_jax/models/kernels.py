@@ -13,6 +13,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Array = jax.Array
@@ -231,7 +232,8 @@ def max_pool(
 def _reduce_windows(reduce, start, images, window, strides, pads):
     """lax.reduce_window over the height and the width."""
     shape, steps, sides = (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
-    return lax.reduce_window(images, jnp.array(start, images.dtype), reduce, shape, steps, sides)
+    first = np.asarray(start, images.dtype)  # a constant: JAX knows the derivative of no other start
+    return lax.reduce_window(images, first, reduce, shape, steps, sides)
 
 
 def _slices(window, strides, images):

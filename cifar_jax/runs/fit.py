@@ -163,6 +163,7 @@ def _train_and_evaluate(request: Request, run: Run | None, callbacks: Sequence[C
     if share := recipe.selection.share:
         placement.check("batch_size times selection.share", round(recipe.batch_size * share))
     training.check(recipe, context)
+    recipe = resolve(recipe, {"part_steps": _part_steps(request, recipe)})
     if request.evaluate:
         check_predicts(recipe, request.evaluate)
     first_state = functools.partial(pretrained.first_state, recipe, request.functions)
@@ -219,20 +220,29 @@ def _resolve(request: Request, data: Mapping[str, arrays.Split], facts: dict[str
         raise InputError("early_stopping.patience needs a validation split; set data.validation to a number of images")
     if request.evaluate == "validation" and not held_out and "validation" not in data:
         raise InputError("evaluate='validation' needs a validation split; set data.validation to a number of images")
-    path = request.workdir / "recipe.json" if request.workdir else None
-    stored = read_recipe(path) if path and path.exists() and read_record(path.parent) else None
     facts |= {
-        "dtype": _dtype(request, stored),
+        "dtype": _dtype(request, _stored_recipe(request)),
         "data.name": training_set.name if request.data else recipe.data.name,
         "data.validation": held_out,
         "data.num_classes": len(training_set.classes),
         "data.image_shape": tuple(training_set.images.shape[1:]),
         "data.train_count": len(training_set.labels) - held_out,
     }
-    resolved = resolve(recipe, facts)
-    steps = training.steps_per_epoch(resolved) if resolved.batch_size > 0 else 0
-    parts = stored.part_steps if stored is not None else programs.part_steps(resolved, steps) if steps > 0 else 0
-    return resolve(resolved, {"part_steps": parts})
+    return resolve(recipe, facts)
+
+
+def _stored_recipe(request: Request) -> Any:
+    """The recipe of the run that the workdir holds; None where it holds none, or recipe.json is missing."""
+    path = request.workdir / "recipe.json" if request.workdir else None
+    return read_recipe(path) if path and path.exists() and read_record(path.parent) else None
+
+
+def _part_steps(request: Request, recipe: Any) -> int:
+    """The steps of a part: those that the run in the workdir began with, or by the cost of the recipe."""
+    stored = _stored_recipe(request)
+    if stored is not None and not request.recipe.part_steps:
+        return stored.part_steps
+    return programs.part_steps(recipe, training.steps_per_epoch(recipe))
 
 
 def _place(recipe: Any, data: Mapping[str, arrays.Split], placement: Placement, context: Any) -> Job:
@@ -278,6 +288,6 @@ def _train(
             loop.history = loop.log.truncate(step // job.steps)
         state = loop.run(state, step, bar.refresh)
         reason = "stopped" if loop.stopping else "finished"
-        if reason == "finished" and len(loop.history) < recipe.epochs:
+        if reason == "finished" and loop.history[-1]["epoch"] < recipe.epochs:
             reason = "early stopping"
         return Run(recipe, state, job.classes, loop.history, request.workdir, None, digests, reason)

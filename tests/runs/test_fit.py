@@ -365,7 +365,7 @@ def test_a_deleted_recipe_json_does_not_turn_the_run_into_another_one(tmp_path):
 
 def flip_a_digit(path):
     text = path.read_text()
-    position = next(index for index, character in enumerate(text) if character in "12345")
+    position = max(index for index, character in enumerate(text) if character in "12345")
     path.write_text(text[:position] + chr(ord(text[position]) + 1) + text[position + 1 :])
 
 
