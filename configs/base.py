@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
                 "weight_decay": 5e-4,
             },
             # Parts of the model with rates of their own: ("pattern", learning-rate factor, weight-decay factor). The
-            # pattern is a regular expression for whole paths such as "Dense_0/kernel"; each must match exactly one. A
+            # pattern is a regular expression for whole paths such as "head/kernel"; each must match exactly one. A
             # fourth entry is the group's epochs: its schedule ends there and it is frozen from then on.
             "groups": (),  # () is one group of everything; a learning-rate factor of 0 freezes
             "schedule": {"name": "cosine"},  # all lengths in epochs

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "cifar_jax"
 PACKAGES: dict[str, list[str]] = {
     "errors": [],
     "recipe": [],
-    "models": ["kernels", "layers", "*", "counts"],  # * are the architectures, which may import each other
+    "models": ["kernels", "layers", "*", "counts", "embedding"],  # * are the architectures, which may import each other
     "training": [
         "policies", "augment", "losses", "optimizers", "parameter_groups", "schedules", "step", "metrics", "evaluation",
         "check",

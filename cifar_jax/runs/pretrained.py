@@ -10,10 +10,10 @@ afresh, and a warning says so, where the number of classes differs or the file h
             conv2_1/BatchNorm_0            layer1.0.bn1                the same
             conv3_1/shortcut               layer2.0.downsample.0       the same
             conv3_1/shortcut_norm          layer2.0.downsample.1       the same
-            Dense_0                        fc                          the same
+            head                           fc                          the same
     VGG     Convolution_n, BatchNorm_n     features.m                  the same
             hidden1, hidden2               classifier.0, .3            pre_logits.fc1, .fc2 (convolutions)
-            Dense_0                        classifier.6                head.fc
+            head                           classifier.6                head.fc
     arrays  kernel [h, w, in, out]         weight [out, in, h, w]
             kernel [in, out]               weight [out, in]
             scale, bias                    weight, bias
@@ -29,17 +29,17 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from cifar_jax.training import step as train
+from cifar_jax.errors import InputError
+from cifar_jax.models.embedding import HEAD
 from cifar_jax.models.resnet import STEMS, ResNet
 from cifar_jax.models.vgg import VGG
-from cifar_jax.errors import InputError
 from cifar_jax.runs.workdir import load_run
+from cifar_jax.training import step as train
 
 Tensors = dict[str, np.ndarray]
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 FIELDS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-HEAD = "Dense_0"  # the layer of ResNet and VGG that gives the logits
 
 
 def first_state(recipe: Any, functions: Mapping[str, Any], state: train.TrainState) -> train.TrainState:
@@ -110,7 +110,7 @@ def _of_file(path: Path, recipe: Any, fresh: Any) -> Any:
     told = 0 if last is None else len(last)
     anew = told != classes
     if HEAD not in modules and heads and not anew:
-        misfit(f"its head of {classes} classes has hidden layers ('{min(heads)}'); set model.head=hidden")
+        misfit(f"its head of {classes} classes has hidden layers ('{min(heads)}'); set model.classifier=hidden")
     accounted = set() if HEAD in modules else heads
 
     def choose(key: Any, leaf: Any) -> Any:
@@ -143,7 +143,7 @@ def _of_file(path: Path, recipe: Any, fresh: Any) -> Any:
     if anew and not isinstance(jax.tree.leaves(fresh)[0], jax.ShapeDtypeStruct):  # told once, not in fit's trial too
         why = f"the file's is of {told} classes, the data's of {classes}" if heads else "the file has none"
         if heads and HEAD not in modules:
-            why += "; model.head=hidden keeps its hidden layers"
+            why += "; model.classifier=hidden keeps its hidden layers"
         warnings.warn(f"init_from '{path}': the head starts afresh, {why}", stacklevel=2)
     return chosen
 
@@ -207,7 +207,7 @@ def _vgg(model: VGG, tensors: Tensors) -> tuple[dict[str, str], tuple[str, ...]]
         position += 1
     timm = any(name.startswith(("pre_logits.", "head.")) for name in tensors)
     head = ("pre_logits.fc1", "pre_logits.fc2", "head.fc") if timm else ("classifier.0", "classifier.3", "classifier.6")
-    if model.head == "average":
+    if model.classifier == "average":
         return modules, head
     return modules | dict(zip(("hidden1", "hidden2", HEAD), head, strict=True)), head[-1:]
 

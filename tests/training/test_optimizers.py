@@ -312,8 +312,8 @@ def test_groups_must_cover_every_parameter_just_once(groups, answer):
 
 
 def test_groups_come_back_from_json_and_train():
-    recipe = made.recipe(groups=[["Convolution_.*/kernel", 1, 0.0], ["Convolution_.*/bias|Dense_.*", 0.5, 1.0]])
-    assert recipe.groups == (("Convolution_.*/kernel", 1, 0.0), ("Convolution_.*/bias|Dense_.*", 0.5, 1.0))
+    recipe = made.recipe(groups=[["Convolution_.*/kernel", 1, 0.0], ["Convolution_.*/bias|Dense_.*|head/.*", 0.5, 1.0]])
+    assert recipe.groups == (("Convolution_.*/kernel", 1, 0.0), ("Convolution_.*/bias|Dense_.*|head/.*", 0.5, 1.0))
     back = freeze(from_json(json.loads(json.dumps(to_json(recipe)))))
     assert back == recipe
     assert back.groups == recipe.groups
@@ -322,7 +322,7 @@ def test_groups_come_back_from_json_and_train():
 
 def test_a_group_with_epochs_of_its_own_ends_its_schedule_there_and_freezes():
     """4 epochs of 4 steps: the biases' schedule is that of a run of one and a half."""
-    groups = (("Dense_.*/kernel|Convolution.*", 1.0, 1.0), ("Dense_.*/bias", 2.0, 1.0, 1.5))
+    groups = ((".*/kernel|Convolution.*", 1.0, 1.0), ("(Dense_0|head)/bias", 2.0, 1.0, 1.5))
     recipe = made.recipe(groups=groups, schedule={"name": "linear"}, optimizer={"name": "sgd", "learning_rate": 0.5})
     params = made.init(recipe).params
     ones = jax.tree.map(jnp.ones_like, params)
@@ -334,7 +334,7 @@ def test_a_group_with_epochs_of_its_own_ends_its_schedule_there_and_freezes():
 
 
 def test_nothing_moves_a_group_after_its_epochs_not_even_muons_norm():
-    groups = (("Convolution.*", 1.0, 1.0, 1), ("Dense.*", 1.0, 1.0))
+    groups = (("Convolution.*", 1.0, 1.0, 1), ("Dense.*|head/.*", 1.0, 1.0))
     recipe = made.recipe(groups=groups, optimizer={"name": "muon", "learning_rate": 0.1})
     params = made.init(recipe).params
     ones = jax.tree.map(jnp.ones_like, params)

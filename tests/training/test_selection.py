@@ -92,13 +92,13 @@ def test_the_proxy_starts_from_the_same_whitening():
 
 def test_the_proxy_has_groups_of_its_own():
     """Another network may have other parameters; frozen ones stay, and the model's groups do not reach it."""
-    own = {"selection.groups": (("Dense.*", 1.0, 1.0), ("Convolution.*", 0.0, 1.0))}
-    selecting = recipe({**own, "groups": (("Dense_1/.*", 0.0, 1.0), ("(?!Dense_1/).*", 1.0, 1.0))})
+    own = {"selection.groups": (("Dense.*|head/.*", 1.0, 1.0), ("Convolution.*", 0.0, 1.0))}
+    selecting = recipe({**own, "groups": (("head/.*", 0.0, 1.0), ("(?!head/).*", 1.0, 1.0))})
     check(selecting)
     data, state = made.split(), made.init(selecting)
     after, _ = made.step(selecting)(state, data.images[:8], data.labels[:8])
     moved = lambda old, new: sorted(name for name in old if np.any(old[name]["kernel"] != new[name]["kernel"]))
-    assert moved(state.proxy["params"], after.proxy["params"]) == ["Dense_0", "Dense_1"]
+    assert moved(state.proxy["params"], after.proxy["params"]) == ["Dense_0", "head"]
     assert moved(state.params, after.params) == ["Convolution_0", "Convolution_1", "Dense_0"]
 
 

@@ -99,7 +99,7 @@ def test_a_steps_sums_and_gradient_are_those_of_the_formulas(smoothing):
     assert int(sums["count"]) == 8
     assert float(sums["learning_rate"]) == 0.5
     bias = (np.exp(log_probabilities) - targets).mean(0)  # the gradient of the last bias, by hand
-    moved = after.params["Dense_1"]["bias"] - state.params["Dense_1"]["bias"]
+    moved = after.params["head"]["bias"] - state.params["head"]["bias"]
     np.testing.assert_allclose(moved, -0.5 * bias, rtol=1e-4, atol=1e-6)
 
 
@@ -426,7 +426,7 @@ def test_frozen_parameters_cost_no_gradients_and_the_others_train_as_before():
     (slow, _), (fast, _) = (jit(epoch(frozen))(late) for frozen in ((), patterns))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), slow.params, fast.params)
     made.assert_same(fast.params["Convolution_0"], state.params["Convolution_0"])
-    assert np.any(fast.params["Dense_0"]["kernel"] != state.params["Dense_0"]["kernel"])
+    assert np.any(fast.params["head"]["kernel"] != state.params["head"]["kernel"])
     work = [multiply_adds(jax.make_jaxpr(epoch(frozen))(late).jaxpr) for frozen in ((), patterns[:1], patterns)]
     assert work[0] > work[1] > work[2]
 
