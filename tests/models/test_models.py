@@ -395,7 +395,7 @@ def test_every_combination_of_a_convnet(pooling, normalisation, reduction):
     fields = {"widths": (4, 4, 4), "pooling": pooling, "normalisation": normalisation, "reduction": reduction}
     logits, start = shapes("convnet", x, **fields)
     assert logits.shape == (2, 5)
-    assert start["params"]["head"]["kernel"].shape[0] == (4 if reduction == "average" else 2 * 2 * 4)
+    assert start["params"]["Dense_0"]["kernel"].shape[0] == (4 if reduction == "average" else 2 * 2 * 4)
     assert ("bias" in start["params"]["Convolution_0"]) == (normalisation != "batch")
 
 
