@@ -235,8 +235,8 @@ def test_init_from_takes_the_weights_and_replaces_the_head(tmp_path):
         np.testing.assert_array_equal(one, two)
     wider = {name: made.split(60, classes=6, size=8, seed=3) for name in ("train", "test")}
     other = cj.fit(made.recipe(**start), data=wider, progress=False)
-    (head,) = [name for name, leaf in other.state.params.items() if leaf["kernel"].shape[-1] == 6]
-    for name in other.state.params.keys() - {head}:
+    assert other.state.params["head"]["kernel"].shape[-1] == 6
+    for name in other.state.params.keys() - {"head"}:
         np.testing.assert_array_equal(other.state.params[name]["kernel"], source.state.params[name]["kernel"])
     with pytest.raises(cj.InputError, match="does not fit"):
         fit(made.recipe(**start, **{"model.width": 6}))

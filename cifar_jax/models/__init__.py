@@ -1,9 +1,14 @@
-"""The architectures: Linen modules, `__call__(images [B, H, W, C], *, train) -> logits [B, num_classes]`."""
+"""The architectures: Linen modules, `__call__(images [B, H, W, C], *, train) -> logits [B, num_classes]`.
+
+The last layer of each is a module named `head`, whose input [B, D] is the embedding (`embed`). cnn.py is the one to
+read first; layers.py and kernels.py hold what the architectures are built from.
+"""
 
 from cifar_jax.models.cnn import CNN
 from cifar_jax.models.convmixer import convmixer256_8
 from cifar_jax.models.convnet import ConvNet
 from cifar_jax.models.densenet import densenet_bc100_12
+from cifar_jax.models.embedding import embed
 from cifar_jax.models.mlp import MLP
 from cifar_jax.models.mobilenet import MobileNetV2
 from cifar_jax.models.preactivation import preactivation_resnet18
@@ -22,6 +27,8 @@ from cifar_jax.models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_
 from cifar_jax.models.vit import ViT
 from cifar_jax.models.wide_resnet import wide_resnet16_4, wide_resnet16_8, wide_resnet28_10
 from cifar_jax.recipe import Table
+
+__all__ = ["MODELS", "embed"]
 
 MODELS: Table = {
     "mlp": MLP,

@@ -62,7 +62,7 @@ class ConvNet(nn.Module):
     pooling: str = "max"  # max, average, or strided: the stage's last convolution has stride 2
     activation: str = "relu"
     normalisation: str = "batch"  # none, batch, layer, group
-    reduction: str = "average"  # over the image, or flatten
+    reduction: str = "average"  # of the last stage's pixels to a vector: average over the image, or flatten
     hidden: int = 0  # units of a hidden layer before the last; 0 has none
     dropout: float = 0.1  # share dropped in training, after each pooling and after the hidden layer
     dtype: Any = jnp.float32

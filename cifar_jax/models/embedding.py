@@ -1,4 +1,4 @@
-"""The embedding of an image: the input of the last module of an architecture, which is named `head`."""
+"""The embedding of an image: the input of the model's last layer, which every architecture names `head`."""
 
 from typing import Any
 
@@ -8,25 +8,37 @@ import jax.numpy as jnp
 
 from cifar_jax.errors import InputError
 
+HEAD = "head"
+COLLECTION = "embedding"
 
-def embed(module: nn.Module, variables: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(logits, embeddings float32 [B, D]) in evaluation mode.
 
-    Raises InputError where the architecture has no module named `head`.
+def embed(module: nn.Module, variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The logits [B, classes] of normalised images [B, H, W, C] in evaluation mode, and the embeddings [B, D].
+
+    Embeddings are float32, or float64 where the model computes in float64. The module itself is not changed: the input
+    of `head` is recorded by an interceptor that is active during this call only.
+
+    Raises InputError where the module has no top-level submodule `head`, or its input is no [B, D].
     """
-    seen: list[jax.Array] = []
 
-    def record(call: Any, arguments: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
-        if context.module.path == ("head",) and context.method_name == "__call__":
-            seen.append(arguments[0])
+    def record(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        if context.module.path == (HEAD,) and context.method_name == "__call__":
+            context.module.sow(COLLECTION, "inputs", [*arguments, *keywords.values()][0])
         return call(*arguments, **keywords)
 
+    apply: Any = module.apply
     with nn.intercept_methods(record):
-        logits: Any = module.apply(variables, inputs, train=False)
-    if not seen:
+        logits, recorded = apply(variables, images, train=False, mutable=[COLLECTION])
+    name = type(module).__name__
+    if HEAD not in recorded.get(COLLECTION, {}):
         raise InputError(
-            f"model '{type(module).__name__}' has no module named 'head', whose input would be the embedding; name its"
-            " last layer so: nn.Dense(self.num_classes, name='head')"
+            f"model '{name}' has no module named '{HEAD}', whose input would be the embedding; name its last layer"
+            f" '{HEAD}', as in nn.Dense(num_classes, name='{HEAD}')"
         )
-    embeddings = seen[0].astype(jnp.promote_types(seen[0].dtype, jnp.float32))
-    return logits, embeddings.reshape(len(embeddings), -1)
+    (inputs, *_) = recorded[COLLECTION][HEAD]["inputs"]
+    if inputs.ndim != 2:
+        raise InputError(
+            f"model '{name}' gives its module '{HEAD}' an input of shape {inputs.shape}; an embedding is [B, D], so"
+            " reduce the other dimensions before it"
+        )
+    return logits, inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))

@@ -1,10 +1,12 @@
-"""Convolution, pooling, batch normalisation: one formulation each, fast on every backend, inside a scan too.
+"""Convolution, pooling, batch normalisation and GELU with custom gradients that are fast on every backend.
 
-XLA's CPU compiler has fast convolutions only for the canonical layouts (images NHWC, kernels HWIO). The gradients that
-autodiff makes are not in that form inside a loop and run 16 to 80 times slower there (jax issue 12868), and the
-gradient of `reduce_window` becomes select-and-scatter, 20 times slower than the pooling below. So these layers state
-their gradients themselves, and so do batch normalisation and GELU, to move less memory: in reverse mode only (see
-`forward_mode`). On other platforms the convolution keeps autodiff's form, which XLA matches to cuDNN's.
+XLA's CPU compiler has fast convolutions only for the canonical layouts (images NHWC, kernels HWIO). Inside a loop the
+gradients that autodiff derives have other layouts and run 16 to 80 times slower (jax issue 12868). The gradient of
+`reduce_window` becomes select-and-scatter, which is 20 times slower than the pooling below. Convolution and pooling
+therefore define their gradients with `jax.custom_vjp`. Batch normalisation and GELU do so too, because they then read
+and write less memory. On other platforms the convolution keeps the gradients of autodiff, which XLA maps to cuDNN.
+
+JAX has no forward-mode derivative of a `custom_vjp` function; `forward_mode` replaces them by plain operations.
 """
 
 import contextlib
@@ -21,17 +23,25 @@ Padding = str | Sequence[tuple[int, int]]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
-
-_plain = jax.make_user_context(default_value=False)  # part of the keys of JAX's caches
+_plain = jax.make_user_context(False)  # a part of the keys of JAX's caches: functions traced before are traced again
 
 
 @contextlib.contextmanager
 def forward_mode() -> Iterator[None]:
-    """Uses plain operations of `lax` in code that is traced inside, so that `jax.jvp`, `jax.linearize`, `jax.jacfwd`
-    and forward-over-reverse Hessian-vector products work for every model. Functions that were traced before are traced
-    again. Training is slower inside: 16 to 80 times in a loop on the CPU.
+    """A context in which the models are traced with plain operations, so that forward-mode derivatives work.
 
-    Without it JAX answers "can't apply forward-mode autodiff (jvp) to a custom_vjp function".
+    Use it for `jax.jvp`, `jax.linearize`, `jax.jacfwd`, and Hessian-vector products by forward-over-reverse:
+
+        with forward_mode():
+            _, product = jax.jvp(jax.grad(loss), (params,), (vector,))
+
+    Without it JAX raises TypeError: "can't apply forward-mode autodiff (jvp) to a custom_vjp function." The results
+    agree with those of the normal kernels up to rounding. Training is slower: see the times in this module.
+
+    The context applies to what the current thread traces inside it. A function that was jitted and called outside is
+    traced again, and traced normally again afterwards; a program that was compiled ahead of time (`lower`, `compile`)
+    stays as it is. Pooling becomes `reduce_window` and the depthwise convolution a grouped one, the forms that
+    exporters recognise.
     """
     with _plain(True):
         yield
@@ -48,8 +58,8 @@ def _gelu(x: Array) -> Array:
 
 
 def _gelu_backward(x, gradient):
-    """The derivative from x alone: autodiff saves a second array as large. The barrier has the result stored in x's
-    dtype; XLA would keep it in float32, to spare a rounding."""
+    """The derivative from x alone, where autodiff saves a second array of the same size. The barrier makes XLA store
+    the result in the dtype of x; otherwise it would keep it in float32."""
     wide = x.astype(jnp.float32)
     slope = (1 + lax.erf(wide * 0.5**0.5)) / 2 + wide * jnp.exp(-jnp.square(wide) / 2) * (2 * jnp.pi) ** -0.5
     return (lax.optimization_barrier((gradient * slope).astype(x.dtype)),)
@@ -170,7 +180,7 @@ def depthwise_convolution(
     """
     pads = _pads(padding, images.shape[1:3], kernel.shape[:2], strides)
     if _plain.value:
-        groups = kernel.shape[-1]
+        groups = images.shape[-1]
         return lax.conv_general_dilated(
             images, kernel, strides, pads, dimension_numbers=LAYOUT, feature_group_count=groups
         )
@@ -222,18 +232,15 @@ def max_pool(
     strides = strides or window
     pads = _pads(padding, images.shape[1:3], window, strides)
     if _plain.value:
-        return _reduce_windows(lax.max, -jnp.inf, images, window, strides, pads)
-    if any(pad != (0, 0) for pad in pads):
-        lowest = jnp.array(-jnp.inf, images.dtype)
-        images = lax.pad(images, lowest, [(0, 0, 0), *[(low, high, 0) for low, high in pads], (0, 0, 0)])
-    return _max_pool(window, strides, images)
+        return _plain_max_pool(window, strides, pads, images)
+    return _max_pool(window, strides, _padded_by(-jnp.inf, pads, images))
 
 
-def _reduce_windows(reduce, start, images, window, strides, pads):
-    """lax.reduce_window over the height and the width."""
-    shape, steps, sides = (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
-    first = np.asarray(start, images.dtype)  # a constant: JAX knows the derivative of no other start
-    return lax.reduce_window(images, first, reduce, shape, steps, sides)
+def _padded_by(value, pads, images):
+    if all(pad == (0, 0) for pad in pads):
+        return images
+    sides = [(low, high, 0) for low, high in pads]
+    return lax.pad(images, jnp.array(value, images.dtype), [(0, 0, 0), *sides, (0, 0, 0)])
 
 
 def _slices(window, strides, images):
@@ -293,6 +300,26 @@ def _scatter(position, window, strides, inner, outer):
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _plain_max_pool(window, strides, pads, images):
+    return _reduce_window(lax.max, -jnp.inf, window, strides, pads, images)
+
+
+@_plain_max_pool.defjvp
+def _plain_max_pool_derivative(window, strides, pads, images, tangents):
+    """The tangent of the first largest value, exactly. The derivative of `reduce_window` is not exact: it rounds
+    tangents in float64, and chooses among equal values by their tangents."""
+    _, (first, _) = _max_pool_forward(window, strides, _padded_by(-jnp.inf, pads, images[0]))
+    seen = _slices(window, strides, _padded_by(0, pads, tangents[0]))
+    return _plain_max_pool(window, strides, pads, images[0]), lax.select_n(first.astype(jnp.int32), *seen)
+
+
+def _reduce_window(operation, start, window, strides, pads, images):
+    start = np.array(start, images.dtype)  # a constant: JAX then knows the operation, and its derivative
+    dimensions = (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
+    return lax.reduce_window(images, start, operation, *dimensions)
+
+
 def average_pool(
     images: Array, window: tuple[int, int] = (2, 2), strides: tuple[int, int] | None = None, padding: Padding = "VALID"
 ) -> Array:
@@ -300,7 +327,7 @@ def average_pool(
     strides = strides or window
     pads = _pads(padding, images.shape[1:3], window, strides)
     if _plain.value:
-        return _reduce_windows(lax.add, 0, images, window, strides, pads) / (window[0] * window[1])
+        return _reduce_window(lax.add, 0, window, strides, pads, images) / (window[0] * window[1])
     if any(pad != (0, 0) for pad in pads):
         images = jnp.pad(images, [(0, 0), *pads, (0, 0)])
     return sum(_slices(window, strides, images)) / (window[0] * window[1])
@@ -320,11 +347,17 @@ def adaptive_average_pool(images: Array, size: tuple[int, int]) -> Array:
 
 
 def normalised(epsilon: float, x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
-    """x [..., C] to mean 0 and variance 1 in each channel, times scale [C], plus bias [C]; and both statistics."""
-    return (_normalise if _plain.value else _normalised)(epsilon, x, scale, bias)
+    """x [..., C] with mean 0 and variance 1 in each channel, times scale [C], plus bias [C]; and mean and variance [C].
+
+    The returned mean and variance are constants to differentiation: nothing is trained through running statistics.
+    """
+    if _plain.value:
+        outputs, *statistics = _plain_normalised(epsilon, x, scale, bias)
+        return outputs, *map(lax.stop_gradient, statistics)
+    return _normalised(epsilon, x, scale, bias)
 
 
-def _normalise(epsilon, x, scale, bias):
+def _plain_normalised(epsilon, x, scale, bias):
     axes = tuple(range(x.ndim - 1))
     wide = x.astype(jnp.float32)
     mean = wide.mean(axes)
@@ -333,11 +366,12 @@ def _normalise(epsilon, x, scale, bias):
     return outputs.astype(x.dtype), mean, variance
 
 
-_normalised = jax.custom_vjp(_normalise, nondiff_argnums=(0,))
+_normalised = jax.custom_vjp(_plain_normalised, nondiff_argnums=(0,))
 
 
 def _normalised_forward(epsilon, x, scale, bias):
-    outputs, mean, variance = _normalised(epsilon, x, scale, bias)
+    """Plain operations: the saved statistics depend on x, and a second derivative goes through them."""
+    outputs, mean, variance = _plain_normalised(epsilon, x, scale, bias)
     return (outputs, mean, variance), (x, scale, mean, variance)
 
 

@@ -296,7 +296,7 @@ def _orbax() -> ModuleType:
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:
-    """{".params['Dense_0']['kernel']": leaf}: a plain dict, for which Orbax needs no registry."""
+    """{".params['head']['kernel']": leaf}: a plain dict, for which Orbax needs no registry."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 

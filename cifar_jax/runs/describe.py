@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from cifar_jax import training
-from cifar_jax.models.counts import counts, layers, saved_bytes
+from cifar_jax.models.counts import counts, layers
 from cifar_jax.recipe import resolve
 from cifar_jax.runs.devices import compute_dtype
 from cifar_jax.runs.recipes import load_recipe
@@ -23,15 +23,15 @@ def description(path: str, changes: Mapping[str, Any]) -> str:
     recipe = resolve(recipe, facts | {"data.train_count": count - recipe.data.validation})
     module, shape = training.model(recipe), input_shape(recipe)
     parameters, multiply_adds = counts(module, shape)
-    rows = [("layer", "output", "parameters")]
-    rows += [
-        (f"{path} ({kind})", "x".join(map(str, size)), f"{number:,}")
-        for path, kind, size, number in layers(module, shape)
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    table = [f"{name:{widths[0]}}  {size:>{widths[1]}}  {number:>{widths[2]}}" for name, size, number in rows]
+    rows = [("layer", "output", "parameters", "multiply-adds")]
+    for layer in layers(module, shape):
+        numbers = f"{layer.parameters:,}", f"{layer.multiply_adds:,}"
+        rows.append((f"{layer.path} ({layer.kind})", "x".join(map(str, layer.output_shape or ())), *numbers))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     state = jax.eval_shape(lambda: training.init(recipe))
     size_of = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    activations = memory(module, shape, recipe.batch_size)["activations"]
     steps = training.steps_per_epoch(recipe)
     work = 3 * 2 * multiply_adds * recipe.batch_size * steps * recipe.epochs
     return "\n".join(
@@ -41,8 +41,7 @@ def description(path: str, changes: Mapping[str, Any]) -> str:
             f"parameters           {parameters:,}",
             f"multiply-adds        {multiply_adds:,} for an image of {'x'.join(map(str, shape))}",
             f"training state       {size_of(state) / 2**20:,.1f} MiB (parameters, optimiser, averages)",
-            f"saved activations    {saved_bytes(module, shape, recipe.batch_size) / 2**20:,.1f} MiB for a batch of"
-            f" {recipe.batch_size} (before the compiler removes some)",
+            f"saved activations    {activations / 2**20:,.1f} MiB for a batch of {recipe.batch_size} (an estimate)",
             f"training             {recipe.epochs} epochs of {steps} steps, {work / 1e15:.3g} PFLOP",
         ]
     )

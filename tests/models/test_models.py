@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from cifar_jax import training
 from cifar_jax.errors import InputError
 from cifar_jax.models import MODELS, convnet
 from cifar_jax.models.counts import counts
 from cifar_jax.recipe import parameters
 from cifar_jax.runs.devices import jit
+from cifar_jax.training import step as train
 from cifar_jax.training.losses import cross_entropy
 from tests import made
 
@@ -144,7 +144,7 @@ def other(name, field):
 
 def build(name, classes=5, dtype="float32", **fields):
     section = {"name": name, **TINY[name], **fields}
-    return training.model(made.recipe({"data.num_classes": classes, "dtype": dtype}, model=section))
+    return train.model(made.recipe({"data.num_classes": classes, "dtype": dtype}, model=section))
 
 
 def images(batch=4, height=8, width=8, channels=3):
@@ -195,7 +195,7 @@ def stated():
 @functools.cache
 def full_size(name):
     """Parameters and multiply-adds of one 32x32 image, without computing anything."""
-    model = training.model(made.recipe({"data.num_classes": 10}, model={"name": name}))
+    model = train.model(made.recipe({"data.num_classes": 10}, model={"name": name}))
     return counts(model)
 
 
@@ -395,7 +395,7 @@ def test_every_combination_of_a_convnet(pooling, normalisation, reduction):
     fields = {"widths": (4, 4, 4), "pooling": pooling, "normalisation": normalisation, "reduction": reduction}
     logits, start = shapes("convnet", x, **fields)
     assert logits.shape == (2, 5)
-    assert start["params"]["head"]["kernel"].shape[0] == (4 if reduction == "average" else 2 * 2 * 4)
+    assert start["params"]["Dense_0"]["kernel"].shape[0] == (4 if reduction == "average" else 2 * 2 * 4)
     assert ("bias" in start["params"]["Convolution_0"]) == (normalisation != "batch")
 
 
