@@ -2,6 +2,9 @@
 
 import ast
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -152,3 +155,20 @@ def test_the_readme_starts_with_two_commands():
     block = re.search(r"## Start\n.*?```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block
     assert len(block[1].strip().splitlines()) == 2
+
+
+def test_an_installed_package_has_every_module():
+    """pyproject.toml names each package, because the recipes, which lie beside them, travel as one too."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("*.py")}
+    assert set(settings["packages"]) == {".".join(folder.parts) for folder in folders} | {"cifar_jax.configs"}
+    assert settings["package-dir"] == {"cifar_jax.configs": "configs"}
+
+
+def test_importing_the_package_imports_no_jax():
+    """So that prepare_process() can make its settings before jax is imported."""
+    code = (
+        "import sys, cifar_jax as cj; assert 'jax' not in sys.modules; assert 'fit' in dir(cj); cj.prepare_process();"
+        "import jax; assert jax.config.jax_compilation_cache_dir; assert callable(cj.fit)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from cifar_jax import training
-from cifar_jax.models.counts import counts, layers
+from cifar_jax.models.counts import counts, layers, memory
 from cifar_jax.recipe import resolve
 from cifar_jax.runs.devices import compute_dtype
 from cifar_jax.runs.recipes import load_recipe
