@@ -19,7 +19,7 @@ PACKAGES: dict[str, list[str]] = {
         "check",
     ],
     "data": ["store", "arrays"],
-    "runs": ["checkpoint", "devices", "log", "workdir", "pretrained", "fit"],
+    "runs": ["source", "fingerprint", "checkpoint", "devices", "log", "workdir", "pretrained", "fit"],
 }  # fmt: skip
 PURE = ("errors", "recipe", "models", "training")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
