@@ -37,8 +37,18 @@ FAULTS = {
     ),
     "unknown parameter": (
         ["--config.optimizer.learning_rat=1"],
-        "'optimizer.learning_rat' is unknown to optimizer 'adam'; did you mean 'learning_rate'",
+        "'optimizer.learning_rat' is unknown to optimizer 'adam'; did you mean 'optimizer.learning_rate'",
     ),
+    "the name of another library": (
+        ["--config.optimizer.lr=1"],
+        "'optimizer.lr' is unknown to optimizer 'adam'; did you mean 'optimizer.learning_rate'",
+    ),
+    "a field of a section": (
+        ["--config.learning_rate=1"],
+        "'learning_rate' is unknown; did you mean 'optimizer.learning_rate'",
+    ),
+    "a mean of two channels": (["--config.data.mean=(0.5,0.5)"], "'data.mean' is (0.5, 0.5); it takes one number, or"),
+    "a deviation of nothing": (["--config.data.std=0"], "'data.std' is (0,); it takes one number, or"),
     "wrong type": (["--config.epochs=many"], "'epochs' is 'many', a str; it takes an int"),
     "wrong type of a parameter": (["--config.model.width=1.5"], "'model.width' is 1.5, a float; it takes an int"),
     "a section is not a value": (
