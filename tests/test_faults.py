@@ -3,8 +3,11 @@
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
+import optax
 import pytest
 
 import cifar_jax as cj
@@ -307,3 +310,46 @@ def test_a_compiler_option_that_this_jaxlib_does_not_know(monkeypatch):
         assert devices.compiler_options() == {}
     assert devices.jit(lambda x: x + 1)(1) == 2
     devices.compiler_options.cache_clear()
+
+
+class Wrong(nn.Module):
+    """A model that returns `made(logits [B, units])`."""
+
+    made: Any
+    units: int = 4
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return self.made(nn.Dense(self.units)(x.reshape(len(x), -1)))
+
+
+WRONG_OUTPUTS = {
+    "too many classes": (Wrong(lambda y: y, 7), "returns float32 [16, 7] for 16 images"),
+    "one number": (Wrong(lambda y: y, 1), "returns float32 [16, 1] for 16 images"),
+    "no batch": (Wrong(lambda y: y.mean(0)), "returns float32 [4] for 16 images"),
+    "a map": (Wrong(lambda y: y[:, None]), "returns float32 [16, 1, 4] for 16 images"),
+    "classes": (Wrong(lambda y: y.argmax(-1)), "returns int32 [16] for 16 images"),
+    "a tuple": (Wrong(lambda y: (y, y)), "returns a tuple for 16 images"),
+    "a dictionary": (Wrong(lambda y: {"logits": y}), "returns a dict for 16 images"),
+}
+
+
+@pytest.mark.parametrize(("model", "returned"), WRONG_OUTPUTS.values(), ids=WRONG_OUTPUTS)
+def test_a_model_that_returns_no_logits_is_told_what_to_return(model, returned, tmp_path):
+    with pytest.raises(cj.InputError) as error:
+        cj.fit(made.recipe(epochs=1, batch_size=16), tmp_path / "run", data=DATA, model=model, progress=False)
+    assert str(error.value) == (
+        f"model 'tests.test_faults.Wrong' {returned}; it must return logits, one float array [16, 4] with a column for "
+        "each class"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_does_not_take_train_is_told_so(tmp_path):
+    with pytest.raises(cj.InputError, match=r"unexpected keyword argument 'train'.*the functions that were passed"):
+        cj.fit(made.recipe(epochs=1, batch_size=16), data=DATA, model=nn.Dense(4), progress=False)
+
+
+def test_an_optimizer_that_is_made_already_is_told_the_remedy(tmp_path):
+    with pytest.raises(cj.InputError, match=r"pass the function that makes it, such as optax\.adam"):
+        cj.fit(made.recipe(epochs=1, batch_size=16), data=DATA, optimizer=optax.adam(1e-3), progress=False)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax.errors import ScopeParamShapeError
 
-from cifar_jax.errors import InputError
-from cifar_jax.recipe import build
+from cifar_jax.errors import InputError, with_article
+from cifar_jax.recipe import build, to_json
 from cifar_jax.training import step as train
 from cifar_jax.training.augment import views
 from cifar_jax.training.optimizers import OPTIMIZERS
@@ -65,6 +65,8 @@ def check(recipe: Any) -> None:
     try:
         build(OPTIMIZERS, recipe.optimizer, "optimizer")
         state = jax.eval_shape(lambda: train.init(recipe))
+        for section in ("model", "proxy") if recipe.selection.share else ("model",):
+            _check_logits(recipe, state, section)
         train.phase_of(recipe, 0)  # raises on what is no stage
         for share in dict.fromkeys([*(share for share, _ in recipe.progressive_resizing), 1.0]):
             step = functools.partial(train.train_step, recipe, phase=train.Phase(share=share))
@@ -78,7 +80,29 @@ def check(recipe: Any) -> None:
         fitting = "a network whose head averages or pools over the whole image takes any"
         raise InputError(f"progressive_resizing: the model has parameters for one size of image; {fitting}") from error
     except (TypeError, ValueError, ZeroDivisionError) as error:  # a size that no layer can have, for instance
-        raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; look at its sizes") from error
+        remedy = "check its sizes and the functions that were passed to fit"
+        raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; {remedy}") from error
+
+
+def _check_logits(recipe: Any, state: Any, section: str) -> None:
+    """Raises InputError unless the model of `section` returns float logits [B, classes]; [B, 1] would train."""
+    own = {"params": state.params, "batch_stats": state.batch_stats} if section == "model" else state.proxy
+    variables = {"params": own["params"], "batch_stats": own["batch_stats"]}
+    images = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.data.image_shape), jnp.float32)
+
+    def apply(variables: Any, images: Any) -> Any:
+        rngs = {"dropout": jax.random.key(0)}
+        return train.model(recipe, section).apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)[0]
+
+    found, expected = jax.eval_shape(apply, variables, images), [recipe.batch_size, recipe.data.num_classes]
+    array = isinstance(found, jax.ShapeDtypeStruct)
+    if array and list(found.shape) == expected and jnp.issubdtype(found.dtype, jnp.floating):
+        return
+    returned = f"{found.dtype} {list(found.shape)}" if array else with_article(type(found).__name__)
+    raise InputError(
+        f"{section} '{to_json(recipe)[section]['name']}' returns {returned} for {recipe.batch_size} images; it must "
+        f"return logits, one float array {expected} with a column for each class"
+    )
 
 
 RANGES: list[tuple[str, float, float]] = [  # field, least, most
