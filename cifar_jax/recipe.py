@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from cifar_jax.errors import InputError, nearest
+from cifar_jax.errors import InputError, nearest, suggestion, with_article
 
 # The sections that name a function of a table; their other fields are its parameters.
 BUILT = ("model", "proxy", "objective", "optimizer", "schedule", "loss")
@@ -53,19 +53,16 @@ def override(recipe: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) 
     for section in BUILT:
         name = flat.pop(f"{section}.name", changed[section].name)
         if isinstance(name, int | float | tuple | list):
-            raise InputError(
-                f"recipe field '{section}.name' is {name!r}; it takes the name of a {section}, or a function"
-            )
+            raise _no_name(section, name)
         given_whole = isinstance(given := changes.get(section), SECTION) and "name" in given
         if given_whole or name != changed[section].name:
             changed[section] = ConfigDict({"name": name})
     for path, value in flat.items():
         *parents, field = path.split(".")
         section = changed
-        for depth, name in enumerate(parents):
+        for name in parents:
             if name not in section or not isinstance(section[name], ConfigDict):
-                known = [".".join([*parents[:depth], key]) for key in section]
-                raise InputError(f"recipe field '{path}' is unknown{nearest('.'.join(parents[: depth + 1]), known)}")
+                raise _unknown_field(changed, path)
             section = section[name]
         if isinstance(section.get(field), ConfigDict) and not callable(value):
             raise InputError(
@@ -74,15 +71,42 @@ def override(recipe: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) 
         if field in section:
             value = _as_type_of(path, value, section[field])
         elif parents[:1] not in [[name] for name in BUILT]:
-            prefix = "".join(f"{name}." for name in parents)
-            raise InputError(f"recipe field '{path}' is unknown{nearest(path, [prefix + key for key in section])}")
+            raise _unknown_field(changed, path)
         with section.ignore_type():
             section[field] = _tuples(value)
     return changed
 
 
+def _no_name(section: str, value: Any) -> InputError:
+    """The answer to a value that stands for a function of `section` and is none."""
+    if hasattr(value, "init") and hasattr(value, "update"):  # optax.adam(1e-3)
+        made = with_article(type(value).__name__)
+        remedy = "pass the function that makes it, such as optax.adam, and set optimizer.learning_rate in the recipe"
+        return InputError(f"recipe field '{section}.name' is {made}; {remedy}")
+    allowed = f"it takes the name of {with_article(section)}, or a function"
+    return InputError(f"recipe field '{section}.name' is {value!r}; {allowed}")
+
+
+def _unknown_field(recipe: ConfigDict, path: str) -> InputError:
+    """The answer to a field that does not exist, with the name that was meant, in this section or another."""
+    parents = path.split(".")[:-1]
+    section, prefix, word = recipe, "", path
+    for name in parents:
+        if name not in section or not isinstance(section[name], ConfigDict):
+            word = prefix + name
+            break
+        section, prefix = section[name], f"{prefix}{name}."
+    known = sorted(prefix + key for key in section)
+    fields = [*recipe, *flatten(recipe)]
+    meant = suggestion(word, known, fields if word == path else ()) or suggestion(path, (), fields)
+    if word == path and f"{meant}.name" in fields:
+        meant = f"{meant}.name"  # a section takes no value itself
+    asked = f"; did you mean '{meant}'?" if meant else "."
+    return InputError(f"recipe field '{path}' is unknown{asked} Known: {', '.join(known)}")
+
+
 def _as_type_of(path: str, value: Any, default: Any) -> Any:
-    """`value` as a `type(default)`, where that loses nothing: an int will do for a float."""
+    """`value` as a `type(default)`, where that loses nothing: an int for a float, a number for a tuple of numbers."""
     if (
         isinstance(value, jax.Array)
         or callable(value)
@@ -100,20 +124,17 @@ def _as_type_of(path: str, value: Any, default: Any) -> Any:
         fits = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         value = int(value) if fits else value
     elif isinstance(default, tuple | list):
+        numbers = all(isinstance(item, int | float) for item in (default or [""]))
+        value = (value,) if numbers and isinstance(value, int | float) else value
         fits = isinstance(value, tuple | list)
-        if fits and all(isinstance(item, int | float) for item in (default or [""])):
+        if fits and numbers:
             fits = all(isinstance(item, int | float) and not math.isnan(item) for item in value)
     else:
         fits = isinstance(value, type(default))
     if not fits:
-        kind = _a(default)
-        raise InputError(f"recipe field '{path}' is {value!r}, {_a(value)}; it takes {kind}, such as {default!r}")
+        kind, taken = with_article(type(value).__name__), with_article(type(default).__name__)
+        raise InputError(f"recipe field '{path}' is {value!r}, {kind}; it takes {taken}, such as {default!r}")
     return value
-
-
-def _a(value: Any) -> str:
-    """ "an int", "a str"."""
-    return f"{'an' if isinstance(value, int) and not isinstance(value, bool) else 'a'} {type(value).__name__}"
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, Any]:
@@ -152,7 +173,7 @@ def build(table: Table, section: Any, kind: str, **given: Any) -> Any:
             chosen[name] = _as_type_of(f"{kind}.{name}", value, allowed[name])
         elif name != "name":
             field = f"recipe field '{kind}.{name}' is unknown to {kind} '{section.name}'"
-            raise InputError(field + nearest(name, list(allowed)))
+            raise InputError(field + nearest(f"{kind}.{name}", [f"{kind}.{known}" for known in allowed]))
     for name, parameter in signature.items():
         if name in allowed and name not in chosen and parameter.default is inspect.Parameter.empty:
             raise InputError(f"{kind} '{section.name}' needs a value for '{kind}.{name}'; set it in the recipe")

@@ -24,7 +24,7 @@ PACKAGES: dict[str, list[str]] = {
     ],
     "data": ["source", "download", "cifar", "digits", "store", "check", "arrays"],
     "runs": [
-        "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
+        "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
         "describe", "history", "stopping", "classifier", "workdir", "evaluate", "teacher", "pretrained", "loop", "fit",
     ],
     "cli": [],

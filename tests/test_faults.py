@@ -3,8 +3,11 @@
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import numpy as np
+import optax
 import pytest
 
 import cifar_jax as cj
@@ -37,8 +40,18 @@ FAULTS = {
     ),
     "unknown parameter": (
         ["--config.optimizer.learning_rat=1"],
-        "'optimizer.learning_rat' is unknown to optimizer 'adam'; did you mean 'learning_rate'",
+        "'optimizer.learning_rat' is unknown to optimizer 'adam'; did you mean 'optimizer.learning_rate'",
     ),
+    "the name of another library": (
+        ["--config.optimizer.lr=1"],
+        "'optimizer.lr' is unknown to optimizer 'adam'; did you mean 'optimizer.learning_rate'",
+    ),
+    "a field of a section": (
+        ["--config.learning_rate=1"],
+        "'learning_rate' is unknown; did you mean 'optimizer.learning_rate'",
+    ),
+    "a mean of two channels": (["--config.data.mean=(0.5,0.5)"], "'data.mean' is (0.5, 0.5); it takes one number, or"),
+    "a deviation of nothing": (["--config.data.std=0"], "'data.std' is (0,); it takes one number, or"),
     "wrong type": (["--config.epochs=many"], "'epochs' is 'many', a str; it takes an int"),
     "wrong type of a parameter": (["--config.model.width=1.5"], "'model.width' is 1.5, a float; it takes an int"),
     "a section is not a value": (
@@ -304,3 +317,46 @@ def test_a_compiler_option_that_this_jaxlib_does_not_know(monkeypatch):
         assert devices.compiler_options() == {}
     assert devices.jit(lambda x: x + 1)(1) == 2
     devices.compiler_options.cache_clear()
+
+
+class Wrong(nn.Module):
+    """A model that returns `made(logits [B, units])`."""
+
+    made: Any
+    units: int = 4
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return self.made(nn.Dense(self.units)(x.reshape(len(x), -1)))
+
+
+WRONG_OUTPUTS = {
+    "too many classes": (Wrong(lambda y: y, 7), "returns float32 [16, 7] for 16 images"),
+    "one number": (Wrong(lambda y: y, 1), "returns float32 [16, 1] for 16 images"),
+    "no batch": (Wrong(lambda y: y.mean(0)), "returns float32 [4] for 16 images"),
+    "a map": (Wrong(lambda y: y[:, None]), "returns float32 [16, 1, 4] for 16 images"),
+    "classes": (Wrong(lambda y: y.argmax(-1)), "returns int32 [16] for 16 images"),
+    "a tuple": (Wrong(lambda y: (y, y)), "returns a tuple for 16 images"),
+    "a dictionary": (Wrong(lambda y: {"logits": y}), "returns a dict for 16 images"),
+}
+
+
+@pytest.mark.parametrize(("model", "returned"), WRONG_OUTPUTS.values(), ids=WRONG_OUTPUTS)
+def test_a_model_that_returns_no_logits_is_told_what_to_return(model, returned, tmp_path):
+    with pytest.raises(cj.InputError) as error:
+        cj.fit(made.recipe(epochs=1, batch_size=16), tmp_path / "run", data=DATA, model=model, progress=False)
+    assert str(error.value) == (
+        f"model 'tests.test_faults.Wrong' {returned}; it must return logits, one float array [16, 4] with a column for "
+        "each class"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_does_not_take_train_is_told_so(tmp_path):
+    with pytest.raises(cj.InputError, match=r"unexpected keyword argument 'train'.*the functions that were passed"):
+        cj.fit(made.recipe(epochs=1, batch_size=16), data=DATA, model=nn.Dense(4), progress=False)
+
+
+def test_an_optimizer_that_is_made_already_is_told_the_remedy(tmp_path):
+    with pytest.raises(cj.InputError, match=r"pass the function that makes it, such as optax\.adam"):
+        cj.fit(made.recipe(epochs=1, batch_size=16), data=DATA, optimizer=optax.adam(1e-3), progress=False)

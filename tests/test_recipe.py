@@ -7,16 +7,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
-from cifar_jax import training
-from cifar_jax.errors import InputError
+from cifar_jax.errors import OTHER_NAMES, InputError
 from cifar_jax.models import MODELS
 from cifar_jax.models.cnn import CNN
 from cifar_jax.recipe import build, differences, flatten, freeze, from_json, override, parameters, to_json
+from cifar_jax import training
 from cifar_jax.runs.recipes import load_recipe
 from cifar_jax.training.check import check
+from cifar_jax.training.losses import LOSSES
+from cifar_jax.training.optimizers import OPTIMIZERS
+from cifar_jax.training.schedules import SCHEDULES
 from tests import made
 
 
@@ -63,7 +67,37 @@ def test_override_takes_dotted_and_nested_together_and_frozen_recipes(base):
         ("optimizer.momentum", True, "recipe field 'optimizer.momentum' is True, a bool; it takes a float"),
         ("optimizer.momentum", "0.9", "recipe field 'optimizer.momentum' is '0.9', a str; it takes a float"),
         ("dtype", 32, "recipe field 'dtype' is 32 ... it takes a str"),
-        ("data.mean", 0.5, "recipe field 'data.mean' is 0.5, a float; it takes a tuple"),
+        ("data.mean", "half", "recipe field 'data.mean' is 'half', a str; it takes a tuple, such as (0.4914"),
+        ("data.mean", True, "recipe field 'data.mean' is True, a bool; it takes a tuple"),
+        ("groups", 0.5, "recipe field 'groups' is 0.5, a float; it takes a tuple"),
+        (
+            "learning_rate",
+            0.1,
+            "recipe field 'learning_rate' is unknown; did you mean 'optimizer.learning_rate'? Known: a",
+        ),
+        ("lr", 0.1, "recipe field 'lr' is unknown; did you mean 'optimizer.learning_rate'?"),
+        ("momentun", 0.1, "recipe field 'momentun' is unknown; did you mean 'optimizer.momentum'?"),
+        ("train.learning_rate", 0.1, "'train.learning_rate' is unknown; did you mean 'optimizer.learning_rate'?"),
+        ("data.batch_size", 8, "'data.batch_size' is unknown; did you mean 'batch_size'? Known: data.input_size"),
+        ("bs", 8, "did you mean 'batch_size'?"),
+        ("num_epochs", 8, "did you mean 'epochs'?"),
+        ("n_epochs", 8, "did you mean 'epochs'?"),
+        ("arch", "vgg16", "did you mean 'model.name'?"),
+        ("architecture", "vgg16", "did you mean 'model.name'?"),
+        ("network.width", 3, "did you mean 'model'?"),
+        ("modle", "vgg16", "did you mean 'model.name'?"),
+        ("dataset", "digits", "did you mean 'data.name'?"),
+        ("opt", "adam", "did you mean 'optimizer.name'?"),
+        ("opt.lr", 0.1, "recipe field 'opt.lr' is unknown; did you mean 'optimizer'?"),
+        ("scheduler", "step", "did you mean 'schedule.name'?"),
+        ("lr_schedule", "step", "did you mean 'schedule.name'?"),
+        ("aug", 1, "recipe field 'aug' is unknown; did you mean 'augment'?"),
+        ("smoothing", 0.1, "did you mean 'loss.label_smoothing'?"),
+        ("wd", 0.1, "did you mean 'optimizer.weight_decay'?"),
+        ("ema", 0.9, "did you mean 'average.decay'?"),
+        ("augment.qqq", 1, "recipe field 'augment.qqq' is unknown. Known: augment.alternating_flip"),
+        ("optimizer.name", 3, "recipe field 'optimizer.name' is 3; it takes the name of an optimizer, or a function"),
+        ("loss.name", 3, "recipe field 'loss.name' is 3; it takes the name of a loss, or a function"),
         ("model", "resnet18", "recipe field 'model' is 'resnet18'; it is a section of fields: name"),
         ("model", 5, "recipe field 'model' is 5; it is a section of fields: name"),
         ("average", 0.5, "recipe field 'average' is 0.5; it is a section of fields: decay"),
@@ -81,6 +115,9 @@ def test_override_answers_a_mistake_with_the_field_and_what_is_allowed(base, fie
         ("optimizer.momentum", 1, 1.0),
         ("epochs", 3.0, 3),
         ("data.mean", [0.5], (0.5,)),
+        ("data.mean", 0.5, (0.5,)),
+        ("data.std", 1, (1,)),
+        ("data.std", np.float32(0.5), (0.5,)),
         ("optimizer.learning_rate", np.linspace(0, 1, 3)[1], 0.5),
         ("epochs", np.arange(4)[3], 3),
         ("optimizer.learning_rate", np.float32(0.5), 0.5),
@@ -147,7 +184,7 @@ def test_build_calls_the_named_function_with_the_sections_parameters():
         ({"name": "some.function"}, "kind 'some.function' is no part of cifar_jax; pass the function itself"),
         (
             {"name": "scaled", "size": 3, "facter": 1.0},
-            "'kind.facter' is unknown to kind 'scaled'; did you mean 'factor'?",
+            "'kind.facter' is unknown to kind 'scaled'; did you mean 'kind.factor'? Known: kind.factor, kind.flags",
         ),
         ({"name": "scaled", "size": 2.5}, "recipe field 'kind.size' is 2.5, a float; it takes an int"),
         ({"name": "scaled", "size": 3, "factor": "2"}, "recipe field 'kind.factor' is '2', a str; it takes a float"),
@@ -159,6 +196,37 @@ def test_build_answers_a_mistake_with_the_field_and_what_is_allowed(fields, answ
     with pytest.raises(InputError) as error:
         build(TABLE, section(**fields), "kind")
     assert answer in str(error.value)
+
+
+def test_a_number_serves_a_parameter_that_takes_a_tuple_of_numbers():
+    assert build(TABLE, section(name="scaled", size=3, flags=4), "kind") == (3, 2.0, (4,))
+
+
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [("lr", "learning_rate"), ("wd", "weight_decay"), ("b1", "beta1"), ("beta_2", "beta2"), ("eps", "epsilon")],
+)
+def test_the_names_of_other_libraries_lead_to_ours(field, meant):
+    recipe = made.recipe({"optimizer": {"name": "adam", "learning_rate": 0.1, field: 0.5}})
+    with pytest.raises(InputError, match=f"'optimizer.{field}' is unknown .*; did you mean 'optimizer.{meant}'?"):
+        check(recipe)
+
+
+def test_every_name_of_another_library_leads_to_a_name_of_ours(base):
+    known = {name for path in flatten(base) for name in path.split(".")} | set(flatten(base))
+    for table in (MODELS, OPTIMIZERS, SCHEDULES, LOSSES):
+        known |= {name for function in table.values() for name in parameters(function)}
+    assert {field for field in OTHER_NAMES.values() if field not in known} == set()
+    assert {field for field in OTHER_NAMES if field in known} == set()
+
+
+def test_an_optimizer_that_is_made_already_is_answered_with_the_remedy(base):
+    with pytest.raises(InputError) as error:
+        override(base, {"optimizer.name": optax.adam(1e-3)})
+    assert str(error.value) == (
+        "recipe field 'optimizer.name' is a GradientTransformationExtraArgs; pass the function that makes it, such as "
+        "optax.adam, and set optimizer.learning_rate in the recipe"
+    )
 
 
 def test_what_is_given_is_no_parameter_of_the_recipe():

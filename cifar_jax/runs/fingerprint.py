@@ -1,196 +1,394 @@
-"""What identifies a function, class or module that a caller passes to `fit`: a run is resumed only with the same one.
+"""What identifies a function, class or Linen module that a caller passes to `fit`: another one does not resume its run.
 
-A fingerprint is {"name", "digest", "reason", "parts"}. The parts describe the value in lines that can be compared: its
-source, its fields, what it closes over, and the functions and constants of the caller's own code that it refers to.
-What comes from an installed library is identified by its name.
+`fingerprint` reads names, source, default arguments, closures, fields, and the global names that the source uses,
+recursively. It says the same in every process. It does not see:
+- comments, formatting and docstrings, which change nothing;
+- the inside of installed libraries and of cifar_jax: their functions and classes count by name, and
+  environment.json has the versions. What a library's function closes over counts (optax.adam(1e-3));
+- names that the source looks up otherwise than as a global, or as an attribute of an imported module of the caller's
+  (imports inside functions, getattr, files that are read).
+
+What has a state that cannot be read (a lock, a generator, a function of another compiler) has no digest and a reason.
 """
 
+import contextlib
+import copyreg
 import dataclasses
+import enum
 import functools
 import hashlib
 import inspect
 import sys
-import sysconfig
-import textwrap
-import types
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
-PACKAGE = str(Path(__file__).parent.parent)
-LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {PACKAGE})
+from cifar_jax.errors import InputError
+from cifar_jax.runs.source import digest, global_names, is_library_file, is_library_module, source
+
+SHOWN = 80  # characters of a value that a fingerprint holds as text; of a longer one it holds the digest
+MOST_PARTS = 10_000
+BY_STATE = {*sys.stdlib_module_names, "numpy"}  # classes of these may say in their own way what their state is
+OF_LINEN = ("parent", "name", "scope", "_state", "_parent_ref", "_compact_name_scope_methods")  # in every module class
+SCALARS = (type(None), bool, int, float, complex, str, bytes, type(...), range)
 
 
-class CannotCompare(ValueError):
-    """The value has a state that cannot be read."""
+class _Unreadable(Exception):
+    """Why a value has no fingerprint."""
 
 
 def fingerprint(value: Any) -> dict[str, Any]:
-    """{"name": "module.name", "digest": sha256, or None where `reason` says why, "parts": {path: description}}."""
-    parts: dict[str, str] = {}
+    """{"name": "module.qualname", "digest": sha256 in hex, "parts": {"field act": "'relu'", ...}}, all of it JSON.
+
+    Two values with one digest do the same, as far as can be read. `parts` are for people, and for `differences`. The
+    digest of what cannot be read is None, and "reason" says why: it can be trained, and its run cannot be resumed.
+    """
+    reader = _Reader()
+    name = _name_of(value)
     try:
-        _describe(value, "", parts, set())
-    except CannotCompare as error:
-        return {"name": name_of(value), "digest": None, "reason": str(error), "parts": {}}
-    text = "\n".join(f"{path}: {part}" for path, part in sorted(parts.items()))
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return {"name": name_of(value), "digest": digest, "reason": None, "parts": parts}
+        reader.read(value)
+    except _Unreadable as error:
+        return {"name": name, "digest": None, "parts": {}, "reason": str(error)}
+    except RecursionError:
+        reason = f"it is nested too deeply, or refers to more than {MOST_PARTS:,} values"
+        return {"name": name, "digest": None, "parts": {}, "reason": reason}
+    parts = dict(sorted(reader.parts.items()))
+    return {"name": name, "digest": digest(repr((name, list(parts.items())))), "parts": parts}
 
 
-def changes(kind: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two fingerprints: "model: field act: 'relu' -> 'tanh'"."""
-    before, after = old["parts"], new["parts"]
-    found = []
-    for path in sorted(before.keys() | after.keys()):
-        one, other = before.get(path, "absent"), after.get(path, "absent")
-        if one != other:
-            shown = f"{one} -> {other}" if max(len(one), len(other)) <= 60 else "changed"
-            found.append(f"{kind}: {path.strip() or 'value'}: {shown}")
-    return found or [f"{kind}: {old['name']} -> {new['name']}"]
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line a difference between fingerprints by argument: "model: field act: 'relu' -> 'tanh'".
+
+    Each mapping is {"model": fingerprint, ...}. An argument without a digest on either side differs.
+    """
+    lines = []
+    for argument in sorted(old.keys() | new.keys()):
+        if argument not in old or argument not in new:
+            names = (prints[argument]["name"] if argument in prints else "absent" for prints in (old, new))
+            lines.append(f"{argument}: {' -> '.join(names)}")
+            continue
+        before, after = old[argument], new[argument]
+        unreadable = [found for found in (before, after) if found["digest"] is None]
+        if unreadable:
+            lines.append(f"{argument}: {unreadable[0]['name']} cannot be compared, {unreadable[0]['reason']}")
+        elif before["digest"] != after["digest"]:
+            lines += [f"{argument}: {line}" for line in _changes(before, after)]
+    return lines
 
 
-def digest_of_arrays(tree: Any) -> str:
-    """sha256 over the paths, dtypes, shapes and bytes of a tree of arrays."""
-    state = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        state.update(f"{jax.tree_util.keystr(path)} {_array(leaf)}\n".encode())
-    return state.hexdigest()
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    if before["name"] != after["name"]:
+        return [f"{before['name']} -> {after['name']}"]
+    lines = []
+    for part in sorted(before["parts"].keys() | after["parts"].keys()):
+        old, new = (found["parts"].get(part, "absent") for found in (before, after))
+        if old != new:
+            hashed = "sha256:" in old and "sha256:" in new
+            lines.append(f"{part} changed" if hashed else f"{part}: {_short(old)} -> {_short(new)}")
+    return lines or ["it changed"]
 
 
-def name_of(value: Any) -> str:
-    value = value.func if isinstance(value, functools.partial) else value
-    owner = value if hasattr(value, "__qualname__") else type(value)
-    return f"{owner.__module__}.{owner.__qualname__}"
+def _short(text: str) -> str:
+    """Text with the first 8 digits of a digest."""
+    before, mark, after = text.partition("sha256:")
+    return before + mark + after[:8]
 
 
-def _describe(value: Any, path: str, parts: dict[str, str], seen: set[int]) -> None:
-    """Adds lines about a value to `parts`; `seen` holds the functions and objects that are described already."""
-    if isinstance(value, PLAIN):
-        parts[path] = repr(value)
-    elif isinstance(value, np.ndarray | np.generic | jax.Array):
-        parts[path] = _array(value)
-    elif isinstance(value, np.dtype) or value in (jax.numpy.float32, jax.numpy.bfloat16, jax.numpy.float16):
-        parts[path] = str(np.dtype(value))
-    elif id(value) in seen:
-        parts[path] = f"{name_of(value)}, described elsewhere"
-    else:
-        seen.add(id(value))
-        _describe_compound(value, path, parts, seen)
+def data_digest(arrays: Any) -> str:
+    """sha256 in hex over the paths, types, shapes and bytes of a tree of arrays, such as an objective's context.
 
-
-def _describe_compound(value: Any, path: str, parts: dict[str, str], seen: set[int]) -> None:
-    each = lambda name, part: _describe(part, f"{path} {name}", parts, seen)
-    if isinstance(value, types.ModuleType):
-        parts[path] = f"module {value.__name__}"
-    elif isinstance(value, Mapping):
-        parts[path] = f"{len(value)} entries"
-        for key in sorted(value, key=repr):
-            each(f"[{key!r}]", value[key])
-    elif isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        parts[path] = f"{len(value)} items"
-        for index, item in enumerate(value):
-            each(f"[{index}]", item)
-    elif isinstance(value, set | frozenset):
-        parts[path] = repr(sorted(map(repr, value)))
-    elif isinstance(value, functools.partial):
-        parts[path] = "partial"
-        for name, part in (("function", value.func), ("arguments", value.args), ("keywords", value.keywords)):
-            each(name, part)
-    elif isinstance(value, types.MethodType):
-        each("object", value.__self__)
-        each("method", value.__func__)
-    elif isinstance(value, types.FunctionType):
-        _describe_function(value, path, parts, seen)
-    elif callable(value) and hasattr(value, "__wrapped__"):  # jax.jit, functools.wraps
-        each("wraps", value.__wrapped__)
-    elif isinstance(value, type):
-        _describe_class(value, path, parts, seen)
-    elif callable(value) and not hasattr(value, "__dict__") and _is_library(type(value)):
-        parts[path] = f"built-in {name_of(value)}"
-    else:
-        _describe_object(value, path, parts, seen)
-
-
-def _describe_function(function: types.FunctionType, path: str, parts: dict[str, str], seen: set[int]) -> None:
-    if _is_library(function) and function.__closure__ is None:
-        parts[path] = f"library function {name_of(function)}"
-        return
-    parts[f"{path} source"] = _source(function)
-    state: dict[str, Any] = {"defaults": function.__defaults__, "keyword defaults": function.__kwdefaults__}
-    variables = inspect.getclosurevars(function)
-    state |= {f"closure {name}": part for name, part in variables.nonlocals.items()}
-    if not _is_library(function):
-        state |= {f"global {name}": part for name, part in variables.globals.items()}
-    for name, part in state.items():
-        _describe(part, f"{path} {name}", parts, seen)
-
-
-def _describe_class(kind: type, path: str, parts: dict[str, str], seen: set[int]) -> None:
-    if _is_library(kind):
-        parts[path] = f"library class {name_of(kind)}"
-        return
-    parts[f"{path} source"] = _source(kind)
-    for base in kind.__bases__:
-        _describe(base, f"{path} base {base.__name__}", parts, seen)
-    for name, member in sorted(vars(kind).items()):
-        member = inspect.unwrap(member) if callable(member) else member
-        if isinstance(member, types.FunctionType) and not _is_library(member):
-            for other, part in inspect.getclosurevars(member).globals.items():
-                _describe(part, f"{path} {name} global {other}", parts, seen)
-
-
-def _describe_object(value: Any, path: str, parts: dict[str, str], seen: set[int]) -> None:
-    _describe(type(value), f"{path} class", parts, seen)
-    if dataclasses.is_dataclass(value):  # Linen modules too, whose parent and name say where they stand
-        fields = {
-            field.name: getattr(value, field.name)
-            for field in dataclasses.fields(value)
-            if field.name not in ("parent", "name")
-        }
-    elif hasattr(value, "_fields"):
-        fields = {name: getattr(value, name) for name in value._fields}
-    elif hasattr(value, "__dict__"):
-        fields = {name: part for name, part in vars(value).items() if not name.startswith("__")}
-    elif not _is_library(type(value)) and hasattr(type(value), "__slots__"):
-        slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-        fields = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    else:
-        raise CannotCompare(f"{path.strip() or 'it'} is a {name_of(type(value))}, whose state cannot be read")
-    for name, part in fields.items():
-        _describe(part, f"{path} field {name}", parts, seen)
+    Raises InputError on a leaf that is no array of numbers.
+    """
+    lines = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
+        try:
+            lines.append((jax.tree_util.keystr(path), _array(leaf)))
+        except _Unreadable as error:
+            at = jax.tree_util.keystr(path) or "it"
+            raise InputError(f"the context of an objective takes arrays of numbers; {at} is {error}") from error
+    return digest(repr(sorted(lines)))
 
 
 def _array(value: Any) -> str:
+    """ "float32[3, 4] sha256:..."."""
+    if isinstance(value, jax.core.Tracer):
+        raise _Unreadable("a tracer, which has no value yet")
+    kind = ""
+    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        kind, value = f"{value.dtype} ", jax.random.key_data(value)
     array = np.asarray(value)
-    if array.dtype == object:
-        raise CannotCompare("an array of objects cannot be compared")
-    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-    return f"{array.dtype}{list(array.shape)} {digest}"
+    if array.dtype.hasobject:
+        raise _Unreadable(f"a {type(value).__name__}, no array of numbers")
+    return f"{kind}{array.dtype}{list(array.shape)} sha256:{hashlib.sha256(array.tobytes()).hexdigest()}"
+
+
+class _Reader:
+    """Collects the parts of a value: {"closure value alpha": "0.1"}."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, str] = {}
+        self.seen: dict[int, tuple[str, Any]] = {}  # where an object was read; it is held, so that its id stays its own
+
+    def put(self, path: str, text: str) -> None:
+        if len(self.parts) >= MOST_PARTS:
+            raise RecursionError
+        self.parts[path or "value"] = text
+
+    def read(self, value: Any, path: str = "") -> None:
+        """Adds what there is to know of a value. Raises _Unreadable."""
+        plain = _plain(value)
+        if plain is not None:
+            self.put(path, plain if len(plain) <= SHOWN else f"{len(plain)} characters sha256:{digest(plain)}")
+        elif isinstance(value, np.ndarray | np.generic | jax.Array):
+            with _located(path):
+                self.put(path, _array(value))
+        elif _is_library(value):
+            self.put(path, _name_of(value))
+        elif id(value) in self.seen:
+            self.put(path, f"{_name_of(value)}, the same as {self.seen[id(value)][0] or 'the whole'}")
+        else:
+            self.seen[id(value)] = (path, value)
+            self.composed(value, path)
+
+    def composed(self, value: Any, path: str) -> None:
+        if path:
+            self.put(path, _name_of(value))
+        if isinstance(value, type):
+            self.of_class(value, path)
+        elif isinstance(value, FunctionType):
+            self.of_function(value, path)
+        elif isinstance(value, MethodType):
+            self.read(value.__self__, _join(path, "object"))
+            self.read(value.__func__, _join(path, "method"))
+        elif isinstance(value, BuiltinFunctionType) and not isinstance(value.__self__, ModuleType):
+            self.read(value.__self__, _join(path, "object"))
+        elif isinstance(value, functools.partial):
+            self.read(value.func, _join(path, "function"))
+            self.items("argument", enumerate(value.args), path)
+            self.items("argument", value.keywords.items(), path)
+        elif functions := _functions(value):  # a property, a class method
+            self.items("function", enumerate(functions), path)
+        elif isinstance(value, enum.Enum):
+            self.put(_join(path, "member"), f"{value.name} = {_plain(value.value)}")
+        elif isinstance(value, tuple) and hasattr(value, "_fields"):
+            self.items("field", zip(value._fields, value, strict=True), path)
+        elif type(value) in (tuple, list):
+            self.items("item", enumerate(value), path)
+        elif isinstance(value, Mapping) and is_library_module(type(value).__module__):
+            self.of_mapping(value, path)
+        elif _top(type(value).__module__) in ("jaxlib", "functools") and hasattr(value, "__wrapped__"):  # jit, cache
+            self.read(value.__wrapped__, _join(path, "function"))
+        else:
+            self.of_object(value, path)
+
+    def items(self, kind: str, items: Any, path: str) -> None:
+        for name, item in items:
+            self.read(item, _join(path, f"{kind} {name}"))
+
+    def of_mapping(self, value: Mapping[Any, Any], path: str) -> None:
+        for key, item in value.items():
+            text = _plain(key) or (_name_of(key) if _is_library(key) else None)
+            if text is None:
+                raise _Unreadable(f"{path or 'it'} has a key of type {type(key).__name__}")
+            self.read(item, _join(path, f"item {text}"))
+
+    def of_function(self, function: FunctionType, path: str) -> None:
+        code = function.__code__
+        wrapped = function.__dict__.get("__wrapped__") if is_library_file(code.co_filename) else None
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                value = cell.cell_contents
+            except ValueError:  # assigned later
+                self.put(_join(path, f"closure value {name}"), "empty")
+                continue
+            # What a library wraps is read in its place: Linen wraps each method.
+            self.read(value, path if wrapped is not None and value is wrapped else _join(path, f"closure value {name}"))
+        if is_library_file(code.co_filename):
+            return
+        self.put(_join(path, f"source of {_local_name(function)}"), source(code))
+        count, defaults = code.co_argcount, function.__defaults__ or ()
+        self.items("default", zip(code.co_varnames[count - len(defaults) : count], defaults, strict=True), path)
+        self.items("default", (function.__kwdefaults__ or {}).items(), path)
+        self.items("attribute", ((k, v) for k, v in vars(function).items() if k != "__wrapped__"), path)
+        for name, *attribute in global_names(code):
+            if name in function.__globals__:
+                self.of_global(function.__globals__[name], name, attribute, path)
+
+    def of_global(self, value: Any, name: str, attribute: list[str], path: str) -> None:
+        """A global that a function reads. An object whose state cannot be read, such as an open file, counts by its
+        type."""
+        for member in attribute:
+            if isinstance(value, ModuleType) and not is_library_module(value.__name__) and hasattr(value, member):
+                value, name = getattr(value, member), f"{name}.{member}"
+        path, parts, seen = _join(path, f"global {name}"), len(self.parts), len(self.seen)
+        try:
+            self.read(value, path)
+        except _Unreadable:
+            if callable(value):
+                raise
+            for added in list(self.parts)[parts:]:
+                del self.parts[added]
+            for number in list(self.seen)[seen:]:
+                del self.seen[number]
+            self.put(path, _name_of(value))
+
+    def of_class(self, cls: type, path: str) -> None:
+        for base in cls.__bases__:
+            self.read(base, _join(path, f"base {base.__name__}"))
+        generates = dataclasses.is_dataclass(cls) or issubclass(cls, tuple)
+        for name, member in sorted(vars(cls).items()):
+            functions = _functions(member)
+            for function in functions:
+                if not (generates and inspect.unwrap(function).__code__.co_filename == "<string>"):
+                    self.read(function, _join(path, f"method {name}"))
+            if not functions and not _is_internal(cls, name, member):
+                self.read(member, _join(path, f"attribute {name}"))
+        if issubclass(cls, enum.Enum):
+            self.items("member", ((member.name, member.value) for member in cls), path)
+        for name, field in vars(cls).get("__dataclass_fields__", {}).items():
+            if field.default_factory is not dataclasses.MISSING:
+                self.read(field.default_factory, _join(path, f"default factory of {name}"))
+
+    def of_object(self, value: Any, path: str) -> None:
+        """An object by its class and what a copy of it would hold."""
+        with _located(path):
+            state = _state(value)
+        self.items("field", state.items(), path)
+        cls = type(value)
+        if id(cls) in self.seen:
+            self.put(_join(path, "class"), f"{_name_of(cls)}, the same as {self.seen[id(cls)][0] or 'the whole'}")
+        elif not _is_library(cls):
+            self.seen[id(cls)] = (path, cls)
+            self.of_class(cls, path)
+
+
+@contextlib.contextmanager
+def _located(path: str) -> Iterator[None]:
+    """Says in an _Unreadable where it arose."""
+    try:
+        yield
+    except _Unreadable as error:
+        raise _Unreadable(f"{path or 'it'} is {error}") from error
+
+
+def _state(value: Any) -> dict[str, Any]:
+    """The fields of an object by name. Raises _Unreadable where it has a state outside them."""
+    cls = type(value)
+    if isinstance(value, nn.Module):
+        # Linen derives a submodule's parameters, and their first values, from the name that it is given.
+        names = [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
+        return {name: value.__dict__.get(name) for name in names} | ({"name": value.name} if value.name else {})
+    own = cls.__reduce_ex__ is not object.__reduce_ex__ or cls.__reduce__ is not object.__reduce__
+    if (own or cls in copyreg.dispatch_table) and _top(cls.__module__) not in BY_STATE:
+        raise _Unreadable(f"a {_name_of(cls)}, whose state cannot be read")
+    try:
+        reduced = copyreg.dispatch_table[cls](value) if cls in copyreg.dispatch_table else value.__reduce_ex__(4)
+    except Exception as error:
+        raise _Unreadable(f"a {_name_of(cls)}, whose state cannot be read") from error
+    if isinstance(reduced, str):
+        raise _Unreadable(f"a {_name_of(cls)}, whose state cannot be read")
+    _, arguments, state, items, pairs = (*reduced, None, None, None, None)[:5]
+    parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+    fields: dict[str, Any] = {}
+    for part in parts:
+        if isinstance(part, dict):
+            fields |= {
+                str(name): field
+                for name, field in part.items()
+                if not str(name).startswith("__")  # a docstring
+                and not isinstance(inspect.getattr_static(cls, str(name), None), functools.cached_property)
+            }
+        elif part is not None:
+            fields["state"] = part
+    arguments = [argument for argument in arguments if argument is not cls and argument is not object]
+    fields |= {"arguments": tuple(arguments)} if arguments else {}
+    fields |= {"items": list(items)} if items is not None else {}
+    return fields | ({"pairs": list(pairs)} if pairs is not None else {})
+
+
+def _plain(value: Any) -> str | None:
+    """Numbers, text and containers of these as text, sets and dictionaries in order; None for anything else."""
+    kind = type(value)
+    if kind in SCALARS:
+        return repr(value)
+    if kind in (tuple, list, set, frozenset):
+        items = [_plain(item) for item in value]
+        texts = [text for text in items if text is not None]
+        if len(texts) < len(items):
+            return None
+        if kind in (tuple, list):
+            return f"[{', '.join(texts)}]" if kind is list else f"({', '.join(texts)}{',' * (len(texts) == 1)})"
+        return f"{kind.__name__}({', '.join(sorted(texts))})"
+    if kind is dict:
+        pairs = [(_plain(key), _plain(item)) for key, item in value.items()]
+        if all(key is not None and item is not None for key, item in pairs):
+            return f"{{{', '.join(sorted(f'{key}: {item}' for key, item in pairs))}}}"
+    return f"dtype {value}" if isinstance(value, np.dtype) else None
+
+
+def _functions(member: Any) -> list[FunctionType]:
+    """The functions of a method, a property, or what else a class makes of them."""
+    if _top(type(member).__module__) == "flax":  # Linen wraps properties too
+        member = getattr(member, "wrapped", member)
+    found = [member]
+    if isinstance(member, staticmethod | classmethod):
+        found = [member.__func__]
+    elif isinstance(member, property):
+        found = [member.fget, member.fset, member.fdel]
+    elif isinstance(member, functools.cached_property):
+        found = [member.func]
+    return [function for function in found if isinstance(function, FunctionType)]
 
 
 def _is_library(value: Any) -> bool:
-    """Whether it is defined in an installed package, in the standard library, or in cifar_jax."""
-    module = sys.modules.get(getattr(value, "__module__", None) or "")
-    file = getattr(module, "__file__", None)
-    return value.__module__ == "builtins" or bool(file and str(file).startswith(LIBRARIES))
+    """Whether a value is a module, or what an installed library, or cifar_jax, has under its name."""
+    if isinstance(value, ModuleType):
+        return True
+    module, name = getattr(value, "__module__", None), _qualified_name(value)
+    if not isinstance(module, str) or name is None or not is_library_module(module):
+        return False
+    found: Any = sys.modules[module]
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is value
 
 
-def _source(value: Any) -> str:
-    """The source text, or what stands in the compiled code where there is no text. Two lambdas may share a line of
-    text, so the code of a lambda counts too."""
-    try:
-        text = textwrap.dedent(inspect.getsource(value)).strip()
-        return f"{text} {_code(value.__code__)}" if value.__name__ == "<lambda>" else text
-    except (OSError, TypeError) as error:
-        if isinstance(value, types.FunctionType):
-            return _code(value.__code__)
-        raise CannotCompare(f"the source of {name_of(value)} cannot be read") from error
+def _is_internal(cls: type, name: str, member: Any) -> bool:
+    """Whether a class has an attribute from Python or Linen, and not from its author."""
+    internal = name.startswith("__") or name == "_abc_impl" or type(member).__name__ == "_tuplegetter"
+    internal = internal or isinstance(member, GetSetDescriptorType | MemberDescriptorType)
+    internal = internal or (issubclass(cls, nn.Module) and name in OF_LINEN)
+    return internal or issubclass(cls, enum.Enum) or isinstance(member, property)
 
 
-def _code(code: types.CodeType) -> str:
-    constants = [_code(part) if isinstance(part, types.CodeType) else repr(part) for part in code.co_consts]
-    return f"{code.co_code.hex()} {constants} {code.co_names} {code.co_varnames}"
+def _qualified_name(value: Any) -> str | None:
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    return name if isinstance(name, str) else None
+
+
+def _name_of(value: Any) -> str:
+    """ "module.qualname" of a function or class, and of the class of anything else."""
+    if isinstance(value, ModuleType):
+        return f"module {value.__name__}"
+    if isinstance(value, functools.partial):
+        return f"functools.partial({_name_of(value.func)})"
+    named = value if _qualified_name(value) else type(value)
+    module = getattr(named, "__module__", None) or "builtins"
+    return f"{module}.{_qualified_name(named)}".removeprefix("builtins.")
+
+
+def _local_name(function: FunctionType) -> str:
+    """The qualified name inside the function that it was made in."""
+    return function.__qualname__.rpartition("<locals>.")[2]
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _join(path: str, part: str) -> str:
+    return f"{path}: {part}" if path else part

@@ -20,7 +20,7 @@ from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.devices import Placement, compute_dtype
 from cifar_jax.runs.evaluate import check_predicts, evaluate
 from cifar_jax.runs.events import Callback
-from cifar_jax.runs.fingerprint import digest_of_arrays, fingerprint
+from cifar_jax.runs.fingerprint import data_digest, fingerprint
 from cifar_jax.runs.functions import with_functions
 from cifar_jax.runs.history import PartialEpoch
 from cifar_jax.runs.log import MetricsFile, Progress
@@ -138,7 +138,7 @@ def complete_run(request: Request) -> Run | None:
     known = {name: split.digest for name, split in (request.data or {}).items()}
     if any(record["data"].get(name, digest) != digest for name, digest in known.items()):
         return None
-    if request.context is not None and digest_of_arrays(request.context) != record["context"]:
+    if request.context is not None and data_digest(request.context) != record["context"]:
         return None
     return load_run(workdir, **request.functions)
 
@@ -170,7 +170,7 @@ def _train_and_evaluate(request: Request, run: Run | None, callbacks: Sequence[C
     if not (request.workdir and list(request.workdir.glob("manifests/*.json"))):
         first_state(jax.eval_shape(lambda: training.init(recipe)))  # raises where init_from does not fit
     digests = {name: split.digest for name, split in data.items()}
-    context_digest = digest_of_arrays(context) if context is not None else None
+    context_digest = data_digest(context) if context is not None else None
     identity = Identity(recipe, request.fingerprints, digests, context_digest)
     with contextlib.ExitStack() as stack:
         workdir = None

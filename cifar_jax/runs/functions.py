@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import optax
 from ml_collections import ConfigDict
 
-from cifar_jax.errors import InputError
 from cifar_jax.recipe import override
 
 
@@ -16,11 +14,6 @@ def with_functions(recipe: Any, functions: Mapping[str, Any]) -> ConfigDict:
     for section, function in functions.items():
         if function is not None:
             given["augment" if section == "augment" else f"{section}.name"] = function
-    if isinstance(given.get("optimizer.name"), optax.GradientTransformation):
-        raise InputError(
-            "optimizer is an optax.GradientTransformation; pass the function that makes one, such as optax.adam, and"
-            " set its parameters in the recipe: optimizer.learning_rate is scheduled at each step"
-        )
     if "optimizer.name" in given:
         given["optimizer.learning_rate"] = recipe.optimizer.learning_rate
     return override(recipe, given)

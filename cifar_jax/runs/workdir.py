@@ -30,7 +30,8 @@ from cifar_jax.recipe import differences, flatten, freeze, to_json
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.classifier import Classifier
 from cifar_jax.runs.files import digest_of_file, digest_of_json, read_json, write_json
-from cifar_jax.runs.fingerprint import changes, fingerprint
+from cifar_jax.runs.fingerprint import differences as function_differences
+from cifar_jax.runs.fingerprint import fingerprint
 from cifar_jax.runs.functions import with_functions
 from cifar_jax.runs.log import read_metrics
 from cifar_jax.runs.recipes import read_recipe
@@ -208,7 +209,7 @@ def check_functions(workdir: Path, record: dict[str, Any], functions: Mapping[st
                     f" one that it began with ({each['reason']}); name another folder"
                 )
         if old["digest"] != new["digest"]:
-            changed = "; ".join(changes(section, old, new))
+            changed = "; ".join(function_differences({section: old}, {section: new}))
             raise InputError(f"workdir '{workdir}' holds a run of another {section} ({changed}); name another folder")
 
 
@@ -266,7 +267,7 @@ def _stored(workdir: Path, functions: Mapping[str, Any]) -> tuple[dict[str, Any]
     for name, function in given.items():
         old, new = record["functions"][name], fingerprint(function)
         if old["digest"] != new["digest"]:
-            changed = "; ".join(changes(name, old, new))
+            changed = "; ".join(function_differences({name: old}, {name: new}))
             warnings.warn(f"the run in '{workdir}' was trained with another {name} ({changed})", stacklevel=3)
     return record, freeze(with_functions(stored, given))
 

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax.errors import ScopeParamShapeError
 
-from cifar_jax.errors import InputError
-from cifar_jax.recipe import build
+from cifar_jax.errors import InputError, with_article
+from cifar_jax.recipe import build, to_json
 from cifar_jax.training.augment import views
 from cifar_jax.training.objectives import Batch, objective_of
 from cifar_jax.training.optimizers import OPTIMIZERS
 from cifar_jax.training.schedules import steps_per_epoch
-from cifar_jax.training.state import init, input_shape, model
+from cifar_jax.training.state import apply_in_training, init, input_shape, model
 from cifar_jax.training.step import train_step
 
 
@@ -29,15 +29,18 @@ def check(recipe: Any, context: Any = None) -> None:
     views(recipe.evaluation.views)
     try:
         build(OPTIMIZERS, recipe.optimizer, "optimizer")
-        _check_outputs(recipe)
-        _check_step(recipe, context)
+        state = jax.eval_shape(lambda: init(recipe))
+        if objective_of(recipe).predicts:
+            for section in ("model", "proxy") if recipe.selection.share else ("model",):
+                _check_logits(recipe, state, section)
+        _check_step(recipe, state, context)
     except InputError:
         raise
     except ScopeParamShapeError as error:
         cause = "the images of a step have another size than its parameters are for; look at `augment` and `model`"
         raise InputError(f"the model cannot be trained: {cause} ({str(error).splitlines()[0]})") from error
     except (TypeError, ValueError, ZeroDivisionError) as error:  # a size that no layer can have, for instance
-        raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; look at its sizes") from error
+        raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; check its sizes and the functions that were passed to fit") from error
 
 
 def _check_ranges(recipe: Any) -> None:
@@ -91,27 +94,32 @@ def _check_combinations(recipe: Any) -> None:
         raise InputError(f"{size} does not divide into gradient_accumulation={parts} parts")
 
 
-def _check_outputs(recipe: Any) -> None:
-    """The model, as the recipe builds it, gives logits of the classes where the objective needs them."""
-    if not objective_of(recipe).predicts:
+def _check_logits(recipe: Any, state: Any, section: str) -> None:
+    """Raises InputError unless the model of `section` returns float logits [B, classes]; [B, 1] would train."""
+    own = {"params": state.params, "batch_stats": state.batch_stats} if section == "model" else state.proxy
+    images = jax.ShapeDtypeStruct((recipe.batch_size, *input_shape(recipe)), jnp.float32)
+
+    def apply(params: Any, batch_stats: Any, images: Any) -> Any:
+        return apply_in_training(model(recipe, section), params, batch_stats, images, jax.random.key(0))[0]
+
+    found = jax.eval_shape(apply, own["params"], own["batch_stats"], images)
+    expected = [recipe.batch_size, recipe.data.num_classes]
+    array = isinstance(found, jax.ShapeDtypeStruct)
+    if array and list(found.shape) == expected and jnp.issubdtype(found.dtype, jnp.floating):
         return
-    images = jnp.zeros((1, *input_shape(recipe)), jnp.float32)
-    outputs, _ = jax.eval_shape(lambda: model(recipe).init_with_output(jax.random.key(0), images, train=False))
-    classes = recipe.data.num_classes
-    if getattr(outputs, "shape", None) != (1, classes):
-        shape = getattr(outputs, "shape", None)
-        found = f"an array [B, {', '.join(map(str, shape[1:]))}]" if shape else f"a {type(outputs).__name__}"
-        name = recipe.model.name if isinstance(recipe.model.name, str) else type(model(recipe)).__name__
-        raise InputError(f"model '{name}' returns {found}; it must return logits [B, {classes}], one for each class")
+    returned = f"{found.dtype} {list(found.shape)}" if array else with_article(type(found).__name__)
+    raise InputError(
+        f"{section} '{to_json(recipe)[section]['name']}' returns {returned} for {recipe.batch_size} images; it must "
+        f"return logits, one float array {expected} with a column for each class"
+    )
 
 
-def _check_step(recipe: Any, context: Any) -> None:
+def _check_step(recipe: Any, state: Any, context: Any) -> None:
     """Traces a step without computing anything."""
     images: Any = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.data.image_shape), jnp.uint8)
     labels: Any = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
     epoch: Any = jax.ShapeDtypeStruct((), jnp.int32)
     batch = Batch(images, labels, labels, epoch)
-    state = jax.eval_shape(lambda: init(recipe))
     jax.eval_shape(functools.partial(train_step, recipe, context=context), state, batch)
 
 

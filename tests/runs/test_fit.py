@@ -304,11 +304,11 @@ class Scaled(nn.Module):
 
 
 OTHERS = {
-    "a field of a module": ({"model": Scaled(scale=1.0)}, {"model": Scaled(scale=2.0)}, "field scale: 1.0 -> 2.0"),
+    "a field of a module": ({"model": Scaled(scale=1.0)}, {"model": Scaled(scale=2.0)}, "1.0 -> 2.0"),
     "a lambda": (
         {"schedule": lambda epoch, epochs: 1.0 + 0 * epoch},
         {"schedule": lambda epoch, epochs: 0.5 + 0 * epoch},
-        "another schedule",
+        "holds a run of another schedule",
     ),
     "an augmentation": (
         {"augment": lambda key, images, targets: (images, targets)},
@@ -410,7 +410,7 @@ def test_several_processes_are_refused(monkeypatch):
 
 
 def test_an_instance_of_an_optimiser_is_refused():
-    with pytest.raises(cj.InputError, match=r"pass the function that makes one, such as optax\.adam"):
+    with pytest.raises(cj.InputError, match=r"pass the function that makes it, such as optax\.adam"):
         fit(None, optimizer=optax.adam(1e-3))
 
 
@@ -419,9 +419,9 @@ def test_an_instance_of_an_optimiser_is_refused():
     [
         (
             lambda self, images: nn.Dense(7)(images.reshape(len(images), -1)),
-            r"returns an array \[B, 7\]; it must return",
+            r"returns float32 \[16, 7\] for 16 images",
         ),
-        (lambda self, images: (images.mean((1, 2)), 0), "returns a tuple; it must return logits"),
+        (lambda self, images: (images.mean((1, 2)), 0), "returns a tuple for 16 images"),
     ],
 )
 def test_a_model_with_other_outputs_is_told_what_it_must_return(call, answer):

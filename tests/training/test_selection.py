@@ -113,7 +113,7 @@ def test_the_proxy_has_groups_of_its_own():
         ({"selection.share": 0.01}, "batch_size=8 times selection.share=0.01 does not divide into"),
         ({"selection.share": 1.5}, "recipe field 'selection.share' is 1.5; it must be between 0 and 1"),
         ({"selection.every": 0}, "recipe field 'selection.every' is 0; it must be at least 1"),
-        ({"proxy.wdith": 3}, "recipe field 'proxy.wdith' is unknown to proxy 'cnn'; did you mean 'width'?"),
+        ({"proxy.wdith": 3}, "recipe field 'proxy.wdith' is unknown to proxy 'cnn'; did you mean 'proxy.width'?"),
     ],
 )
 def test_what_cannot_be_is_told(changes, answer):
