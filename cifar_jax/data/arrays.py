@@ -1,8 +1,7 @@
 """Data sets as uint8 arrays in memory, checked: a prepared TFDS data set (`load`) or the caller's own (`dataset`).
 
-Reading and decoding CIFAR-10 through TFDS takes 7 s; the arrays are cached once and memory-mapped from then
-on. What is in them is named by one digest, recomputed at every start: a run is a function of its seed and
-this digest.
+Reading and decoding CIFAR-10 through TFDS takes 7 s, so the arrays are cached once and memory-mapped afterwards.
+The digest identifies the content of a split. It is recomputed each time the cache is read.
 """
 
 import contextlib
@@ -21,12 +20,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cifar_jax.data.check import checked_arrays, checked_classes, first_outside, numbered_classes
+from cifar_jax.data.check import (
+    check_range,
+    checked_arrays,
+    checked_classes,
+    count_classes,
+    first_outside,
+    numbered_classes,
+)
 from cifar_jax.data.store import prepare, quiet
 from cifar_jax.errors import InputError, nearest
 from cifar_jax.process import cache_dir
 
-# Content digests (see `load`) of data sets that are the same for everyone.
+# Digests (see `load`) of published data sets. Other content under these names is refused.
 KNOWN_DIGESTS = {
     ("cifar10", "train"): "6a3b2c04d0a79ce272dcdacaf0bc440275db5a8cbe3717521a28fada2ea0d2ed",
     ("cifar10", "test"): "65a6ffe079453e514083f99356b35e02cbfd581b4951e3937fae188974b79f39",
@@ -48,13 +54,12 @@ class Split:
 
 
 def load(name: str, split: str, data_dir: str | Path | None = None, progress: bool = True) -> Split:
-    """One whole split of the data set `name`, prepared first if need be (see `store.prepare`).
+    """One split of the data set `name`, which is prepared first if necessary (see `store.prepare`).
 
-    The digest is sha256 over the sorted sha256 digests of each example's `image bytes + label`, the label as
-    one byte, or as the fewest little-endian bytes that hold the largest class where there are more than 256.
-    The examples come in the order of these digests, so the arrays depend on the content alone: the cache is
-    shared between folders that store the same examples in another order, and a run must not depend on which
-    of them was read first.
+    The digest is the sha256 of the sorted sha256 digests of all examples. An example is its image bytes followed
+    by its label. The label takes one byte, or with more than 256 classes as many little-endian bytes as the
+    largest class needs. The examples are sorted by these digests, so the arrays depend only on the content, and
+    folders that store the same examples in different orders share one cache entry.
 
     Raises InputError for an unknown split, a data set without a uint8 `image` and a class `label`, images
     that differ in size, a file that is missing or cannot be read, or a digest other than the known one.
@@ -89,37 +94,41 @@ def dataset(images: Any, labels: Any, classes: Sequence[str] | None = None, name
     """A split made of the caller's own arrays, in the order given.
 
     images: uint8 [N, H, W, C]. labels: integers [N], indices into `classes`. classes: unique names; without
-    them the classes are "0" to the largest label. The digest is that of `load`, so it does not depend on the
-    order. A writable array is copied, so that a later change cannot contradict the digest; a read-only one,
-    such as a memory map with mode="r", is shared.
+    them the classes are "0" to the largest label. There must be at least two classes.
 
-    Raises InputError for arrays of another type or shape, a label outside the classes, or unusable names.
+    The digest is computed as in `load` and does not depend on the order of the examples. Training does: batches and
+    `hold_out` refer to examples by their position. Give the same order to repeat, resume or evaluate a run.
+
+    A writable array is copied, so that later changes to it do not affect the split. A read-only array, such as a
+    memory map with mode="r", is shared.
+
+    Raises InputError for arrays of another type or shape, a label outside the classes, or invalid names.
     """
     images, labels = checked_arrays(images, labels)
-    names = numbered_classes(labels) if classes is None else checked_classes(classes)
-    if (bad := first_outside(labels, len(names))) is not None:
-        raise InputError(f"labels[{bad}] is {labels[bad]}; labels must be in 0..{len(names) - 1}")
+    names = numbered_classes(count_classes(labels)) if classes is None else checked_classes(classes)
+    check_range(labels, len(names))
     images, labels = _read_only(images, np.uint8), _read_only(labels, np.int32)
     digest = _content_digest(sorted(_example_digests(images, labels, len(names))))
     return Split(images, labels, names, digest, name or "arrays", "")
 
 
 def splits(data: Mapping[str, Split | tuple[Any, Any]]) -> dict[str, Split]:
-    """The caller's own data, checked: "train", and "validation" or "test", each a Split or a tuple (images, labels).
+    """Checks the caller's own data: "train", and optionally "validation" and "test".
 
-    A tuple becomes a Split by `dataset`, with the classes of "train" where that is a Split; otherwise the
-    classes are "0" to the largest label of all tuples.
+    Each split is a Split or a tuple (images, labels). A tuple becomes a Split by `dataset`. Its classes are those
+    of "train" if that is a Split; otherwise they are "0" to the largest label of all tuples.
 
-    Raises InputError where "train" is missing, a name is unknown, `dataset` refuses a tuple, or the splits
-    differ in their classes or in the shape of an image.
+    Raises InputError if "train" is missing, a name is unknown, `dataset` refuses a tuple, or the splits differ in
+    their classes or in the shape of an image.
     """
     if not isinstance(data, Mapping):
-        raise InputError(f"data must be a mapping from 'train' and 'test' to splits, not {type(data).__name__}")
+        raise InputError(f"data must be a mapping with the splits 'train' and 'test', not {type(data).__name__}")
     if unknown := [name for name in data if name not in SPLITS]:
         raise InputError(f"data has an unknown split {unknown[0]!r}{nearest(str(unknown[0]), SPLITS)}")
     if "train" not in data:
         raise InputError(f"data needs the split 'train'; it has {', '.join(map(repr, data)) or 'none'}")
-    tuples, numbered = {}, []
+    train = data["train"]
+    tuples, counts = {}, []
     for name, given in data.items():
         if isinstance(given, Split):
             continue
@@ -129,27 +138,25 @@ def splits(data: Mapping[str, Split | tuple[Any, Any]]) -> dict[str, Split]:
             )
         with _naming(name):
             tuples[name] = checked_arrays(*given)
-            numbered.append(numbered_classes(tuples[name][1]))
-    train = data["train"]
-    classes = train.classes if isinstance(train, Split) else max(numbered, key=len)
-    made = {}
+            if not isinstance(train, Split):
+                counts.append(count_classes(tuples[name][1]))
+    classes = train.classes if isinstance(train, Split) else numbered_classes(max(counts))
+    checked = {}
     for name, given in data.items():
         with _naming(name):
-            made[name] = replace(given if isinstance(given, Split) else dataset(*tuples[name], classes), split=name)
-    for split in made.values():
-        _check_together(made["train"], split)
-    return made
+            checked[name] = replace(given if isinstance(given, Split) else dataset(*tuples[name], classes), split=name)
+    for split in checked.values():
+        _check_together(checked["train"], split)
+    return checked
 
 
 def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A stratified split: (train indices, validation indices), both sorted int32; exactly `count` are held
-    out.
+    """A stratified split: (train indices, validation indices), both sorted int32. Exactly `count` are held out.
 
     labels: integers [N]. Each class gives its share of `count`, rounded by largest remainder. The same
     labels, count and seed give the same split on every machine.
 
-    Raises InputError where `count` is negative or leaves nothing to train on, or the seed is not in [0,
-    2**32).
+    Raises InputError if `count` is negative or leaves nothing to train on, or the seed is not in [0, 2**32).
     """
     if not 0 <= count < len(labels):
         raise InputError(
@@ -170,7 +177,7 @@ def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
 
 
 def _read_only(array: np.ndarray, dtype: type) -> np.ndarray:
-    """The array itself if it cannot be written, else a copy."""
+    """A read-only array of this type: the data is shared if `array` is read-only, and copied otherwise."""
     result: np.ndarray = np.array(array, dtype, order="C", copy=True if array.flags.writeable else None)
     result.setflags(write=False)
     return result
@@ -178,7 +185,7 @@ def _read_only(array: np.ndarray, dtype: type) -> np.ndarray:
 
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """An InputError raised within it begins with the name of the split."""
+    """Puts the name of the split before the message of an InputError."""
     try:
         yield
     except InputError as error:
@@ -186,14 +193,15 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _check_together(train: Split, other: Split) -> None:
+    """Raises InputError if the two differ in the shape of an image or in their classes."""
     if other.images.shape[1:] != train.images.shape[1:]:
         raise InputError(
             f"the splits do not go together: train has images of {train.images.shape[1:]}, {other.split} of"
             f" {other.images.shape[1:]}; all must have one shape"
         )
-    told = lambda name: "absent" if name is None else repr(name)
+    quoted = lambda name: "absent" if name is None else repr(name)
     differing = [
-        f"class {index} is {told(ours)} in train and {told(theirs)} in {other.split}"
+        f"class {index} is {quoted(ours)} in train and {quoted(theirs)} in {other.split}"
         for index, (ours, theirs) in enumerate(zip_longest(train.classes, other.classes))
         if ours != theirs
     ]
@@ -218,7 +226,7 @@ def _example_digests(images: np.ndarray, labels: np.ndarray, classes: int) -> li
 
 
 def _read(folder: Path, name: str, split: str, progress: bool) -> Split:
-    """Decodes every example through TFDS: most damage in a shard shows on access only."""
+    """Decodes every example with TFDS. Most damage in a shard is only found when its records are read."""
     with quiet():
         import tensorflow_datasets as tfds
 
@@ -273,7 +281,7 @@ def _check_features(features: Any, folder: Path, name: str) -> None:
 
 
 def _check_shards(paths: list[Any], lengths: list[int], folder: Path) -> None:
-    """A shard that is missing, cut short, or another split's: before the first is decoded."""
+    """Raises InputError for a shard that is missing, cut short or of another split, before any is decoded."""
     from array_record.python import array_record_module
 
     if not sum(lengths):
@@ -296,14 +304,13 @@ def _unreadable(path: Any, folder: Path, reason: Any) -> InputError:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Names a prepared folder without reading it: another copy with the same stamps has the same
-    fingerprint."""
+    """Identifies a prepared folder by names, sizes and times. The records are not read."""
     state = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         stat = path.stat()
         state.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        # Record files have sizes in steps of 64 KiB and some copies have one time stamp for all: the
-        # descriptions, which give the exact number of bytes, tell sets apart.
+        # Sizes of record files are multiples of 64 KiB, and a copy may give all files the same time. The
+        # descriptions contain the exact number of bytes, so they distinguish such folders.
         if path.suffix in (".json", ".txt"):
             state.update(path.read_bytes())
     return state.hexdigest()
@@ -314,7 +321,7 @@ def _index(fingerprint: str, split: str) -> Path:
 
 
 def _from_cache(fingerprint: str, name: str, split: str) -> Split | None:
-    """The memory-mapped arrays, their digest recomputed (0.2 s for CIFAR-10); a damaged entry is dropped."""
+    """The memory-mapped arrays, or None. Recomputes the digest (0.2 s for CIFAR-10) and removes a damaged entry."""
     try:
         entry = json.loads(_index(fingerprint, split).read_text())
         digest, shape, classes = entry["digest"], tuple(entry["shape"]), tuple(entry["classes"])
@@ -325,7 +332,7 @@ def _from_cache(fingerprint: str, name: str, split: str) -> Split | None:
         images = np.load(folder / "images.npy", mmap_mode="r")
         labels = np.load(folder / "labels.npy", mmap_mode="r")
         if images.shape == shape and labels.shape == shape[:1]:
-            # In the canonical order the digests are sorted already; any other order gives another digest.
+            # The cached examples are in the order of their digests. Any other order is damage, so nothing is sorted.
             digests = _example_digests(images, labels, len(classes))
             if _content_digest(digests) == digest:
                 return Split(images, labels, classes, digest, name, split)
@@ -336,7 +343,7 @@ def _from_cache(fingerprint: str, name: str, split: str) -> Split | None:
 
 
 def _to_cache(fingerprint: str, loaded: Split) -> None:
-    """Everything is written beside its name and renamed: another process sees all of it or nothing."""
+    """Writes to a temporary folder and renames it, so that another process sees either nothing or all of it."""
     index = _index(fingerprint, loaded.split)
     index.parent.mkdir(parents=True, exist_ok=True)
     arrays = index.parent.parent
@@ -344,13 +351,13 @@ def _to_cache(fingerprint: str, loaded: Split) -> None:
     try:
         np.save(temporary / "images.npy", loaded.images)
         np.save(temporary / "labels.npy", loaded.labels)
-        # The class names are the prepared folder's, not the content's: they stay with the fingerprint.
+        # Two folders may have the same examples and different class names, so the names belong to the index.
         entry = {"digest": loaded.digest, "shape": loaded.images.shape, "classes": loaded.classes}
         index.with_suffix(f".{temporary.name}").write_text(json.dumps(entry))
         try:
             os.rename(temporary, arrays / loaded.digest)
         except OSError:
-            # Another process was first, or another folder holds the same content: theirs is as good.
+            # Another process has written the same content, or another folder has it.
             if not (arrays / loaded.digest).is_dir():
                 raise
         os.replace(index.with_suffix(f".{temporary.name}"), index)

@@ -1,6 +1,6 @@
 """Checks of the arrays that a caller gives as a data set. Each InputError quotes the first wrong value."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ def _check_images(images: np.ndarray) -> None:
     # [N, C, H, W]. Images of 1 or 3 rows whose channels are as many as their columns are not expected.
     if len(shape) == 4 and shape[1] in (1, 3) and shape[2] == shape[3] > 4:
         remedies.append("move the channels to the last axis with images.transpose(0, 2, 3, 1)")
+    if kind == "O":
+        remedies.append("convert a list of images of one size with np.stack(images)")
     if remedies or images.dtype != np.uint8 or len(shape) != 4 or not images.size:
         raise InputError(
             f"images have dtype {images.dtype} and shape {shape}; they must be uint8 [N, H, W, C] and not empty"
@@ -44,10 +46,13 @@ def _check_images(images: np.ndarray) -> None:
 
 def _check_labels(labels: np.ndarray, count: int) -> None:
     if labels.shape != (count,):
-        one_hot = "; convert one-hot labels with labels.argmax(axis=1)" if labels.ndim == 2 else ""
+        remedy = ""
+        if labels.ndim == 2:  # argmax of a single column would make every label 0
+            column = "remove the second axis with labels[:, 0]"
+            remedy = f"; {column if labels.shape[1] == 1 else 'convert one-hot labels with labels.argmax(axis=1)'}"
         raise InputError(
             f"labels have shape {labels.shape}; there must be one label for each of the {count} images, as an array of"
-            f" shape ({count},){one_hot}"
+            f" shape ({count},){remedy}"
         )
     if labels.dtype.kind not in "iu":
         values = labels.tolist()
@@ -60,10 +65,15 @@ def _check_labels(labels: np.ndarray, count: int) -> None:
 
 
 def checked_classes(classes: Iterable[str]) -> tuple[str, ...]:
-    """The names of the classes as a tuple. Raises InputError unless they are unique, non-empty strings."""
-    names = () if isinstance(classes, str) or not isinstance(classes, Iterable) else tuple(classes)
-    if not names:
-        raise InputError(f"classes is {classes!r}; it must be a sequence of names, like ('cat', 'dog')")
+    """The names of the classes as a tuple. Raises InputError unless they are two or more unique, non-empty strings."""
+    # The order of a set differs between processes, and a mapping may number its keys in another order.
+    ordered = isinstance(classes, Iterable) and not isinstance(classes, str | Set | Mapping)
+    names = tuple(classes) if ordered else ()
+    if len(names) < 2:
+        raise InputError(
+            f"classes is {classes!r}; it must be a sequence of two or more names in the order of the labels, like"
+            " ('cat', 'dog')"
+        )
     known: set[str] = set()
     for index, name in enumerate(names):
         if not isinstance(name, str) or not name.strip() or name in known:
@@ -72,15 +82,32 @@ def checked_classes(classes: Iterable[str]) -> tuple[str, ...]:
     return tuple(map(str, names))  # numpy's strings become plain ones
 
 
-def numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
-    """The class names "0" to the largest label. Raises InputError where that is MAX_UNNAMED_CLASSES or more."""
+def count_classes(labels: np.ndarray) -> int:
+    """The largest label plus one. Raises InputError for a negative label, or one of MAX_UNNAMED_CLASSES or more."""
     large = np.flatnonzero(labels >= MAX_UNNAMED_CLASSES)
     if len(large):
         raise InputError(
             f"labels[{large[0]}] is {labels[large[0]]}; without class names labels must be in"
             f" 0..{MAX_UNNAMED_CLASSES - 1}; give the names of the classes, or number the classes from 0"
         )
-    return tuple(map(str, range(max(int(labels.max()), 0) + 1)))
+    count = max(int(labels.max()), 0) + 1
+    check_range(labels, count)
+    return count
+
+
+def numbered_classes(count: int) -> tuple[str, ...]:
+    """The class names "0" to `count` - 1. Raises InputError if there are fewer than two."""
+    if count < 2:
+        raise InputError(
+            "every label is 0; there must be two or more classes; give the names of all with classes=(...)"
+        )
+    return tuple(map(str, range(count)))
+
+
+def check_range(labels: np.ndarray, classes: int) -> None:
+    """Raises InputError that quotes the first label outside 0..classes-1."""
+    if (bad := first_outside(labels, classes)) is not None:
+        raise InputError(f"labels[{bad}] is {labels[bad]}; labels must be in 0..{classes - 1}")
 
 
 def first_outside(labels: np.ndarray, classes: int) -> int | None:

@@ -85,6 +85,10 @@ def _digest(examples, width=1) -> str:
     return hashlib.sha256(b"".join(sorted(parts))).hexdigest()
 
 
+def _arrays(examples):
+    return np.stack([image for image, _ in examples]), np.array([label for _, label in examples])
+
+
 def _load(*arguments):
     return data.load(*arguments, progress=False)
 
@@ -113,6 +117,7 @@ def test_the_arrays_are_the_examples(tmp_path, no_reading, capfd):
     assert (first.images.dtype, first.labels.dtype, first.images.shape) == (np.uint8, np.int32, (40, 6, 5, 3))
     assert _pairs(first.images, first.labels) == _pairs(*zip(*examples, strict=True))
     assert first.digest == _digest(examples)
+    assert data.dataset(*_arrays(examples), first.classes).digest == first.digest
     assert len(_load("made", "test").labels) == 7
     no_reading()
     second = _load("made", "train")
@@ -168,6 +173,7 @@ def test_more_than_256_classes_take_two_bytes(tmp_path, no_reading):
     loaded = _load("many", "train")
     assert sorted(loaded.labels.tolist()) == [0, 1, 255, 256, 299]
     assert loaded.digest == _digest(examples, width=2)
+    assert data.dataset(*_arrays(examples)).digest == loaded.digest
     no_reading()
     assert _load("many", "train").digest == loaded.digest
 

@@ -2,18 +2,14 @@
 
 import dataclasses
 import hashlib
-import http.server
 import io
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
-import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -22,6 +18,7 @@ import pytest
 
 from cifar_jax.data import store as datasets
 from cifar_jax.errors import InputError
+from tests.data.server import Server
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -63,47 +60,12 @@ def small():
     return _tar(files), joined
 
 
-class Server:
-    """Serves `content` on loopback; `cut` sends only that many bytes of the next answer."""
-
-    def __init__(self, content: bytes):
-        self.content, self.ranges, self.cut, self.status = content, True, None, None
-        self.asked: list[str | None] = []  # the Range header of each request
-        self.sent = 0
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked = self.headers.get("Range")
-                outer.asked.append(asked)
-                start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and outer.ranges else 0
-                if outer.status or start >= len(outer.content):
-                    self.send_error(outer.status or 416)
-                    return
-                body = outer.content[start:]
-                self.send_response(206 if start else 200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                body = body[: outer.cut]
-                outer.cut = None
-                outer.sent += len(body)
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/cifar-10-binary.tar.gz"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-
 @pytest.fixture
 def server(small, monkeypatch):
     served = Server(small[0])
     _point(monkeypatch, served.url, small[0])
     yield served
-    served.http.shutdown()
-    served.http.server_close()
+    served.close()
 
 
 def _point(monkeypatch, url: str, content: bytes) -> None:
@@ -250,28 +212,11 @@ def test_a_download_that_was_cut_off_goes_on(server, small, tmp_path):
     for part in (server.url, "cifar10/3.0.2", "--data_dir", "TFDS_DATA_DIR", str(tmp_path / "tfds")):
         assert part in _sentence(error)
     assert datasets.find("cifar10") is None
-    part = tmp_path / "tfds/downloads/cifar-10-binary.tar.gz.part"
+    part = tmp_path / "tfds/downloads/archive.tar.gz.part"
     assert part.read_bytes() == small[0][:half]
     datasets.prepare("cifar10", progress=False)
     assert server.asked == [None, f"bytes={half}-"]
     assert server.sent == len(small[0])  # no byte twice
-
-
-def test_a_server_without_ranges_starts_again(server, small, tmp_path):
-    server.ranges, server.cut = False, 1000
-    with pytest.raises(InputError):
-        datasets.prepare("cifar10", progress=False)
-    assert datasets.prepare("cifar10", progress=False).is_dir()
-    assert server.asked == [None, "bytes=1000-"]
-    assert server.sent == len(small[0]) + 1000
-
-
-def test_a_complete_part_is_taken(server, small, tmp_path):
-    part = tmp_path / "tfds/downloads/cifar-10-binary.tar.gz.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(small[0])
-    assert datasets.prepare("cifar10", progress=False).is_dir()
-    assert server.sent == 0
 
 
 def test_wrong_bytes_are_removed(server, small, tmp_path, monkeypatch):
@@ -285,48 +230,6 @@ def test_wrong_bytes_are_removed(server, small, tmp_path, monkeypatch):
     _point(monkeypatch, server.url, small[0])
     assert datasets.prepare("cifar10", progress=False).is_dir()
     assert server.asked == [None, None]
-
-
-def test_an_http_error_is_told(server):
-    server.status = 503
-    with pytest.raises(InputError, match="HTTP 503") as error:
-        datasets.prepare("cifar10", progress=False)
-    assert server.url in _sentence(error)
-
-
-def test_refused_connection(small, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    _point(monkeypatch, f"http://127.0.0.1:{port}/cifar-10-binary.tar.gz", small[0])
-    with pytest.raises(InputError, match="Connection refused"):
-        datasets.prepare("cifar10", progress=False)
-
-
-@pytest.mark.parametrize("hanging", ["getaddrinfo", "create_connection"])
-def test_offline_answers_within_two_seconds(small, monkeypatch, hanging):
-    _point(monkeypatch, "http://nowhere.invalid/cifar-10-binary.tar.gz", small[0])
-
-    def hang(*_, **__):
-        time.sleep(4)
-        raise OSError("too late")
-
-    monkeypatch.setattr(socket, hanging, hang)
-    start = time.monotonic()
-    with pytest.raises(InputError, match=r"no answer from nowhere.invalid within 1.5 s"):
-        datasets.prepare("cifar10", progress=False)
-    assert time.monotonic() - start < 2
-
-
-def test_a_proxy_is_asked_in_place_of_the_server(server, monkeypatch):
-    # Behind a proxy the name itself need not resolve; an HTTP proxy is sent the whole address.
-    proxy = server.url.rpartition("/")[0]
-    _point(monkeypatch, "http://nowhere.invalid/cifar-10-binary.tar.gz", server.content)
-    monkeypatch.setenv("http_proxy", proxy)
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.setattr("urllib.request._opener", None)  # one is kept from the first request, with its proxies
-    assert datasets.prepare("cifar10", progress=False).is_dir()
-    assert len(server.asked) == 1
 
 
 def test_killed_while_writing_leaves_nothing_that_counts(tmp_path):
