@@ -11,11 +11,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from cifar_jax import training
 from cifar_jax.errors import OTHER_NAMES, InputError
 from cifar_jax.models import MODELS
 from cifar_jax.models.cnn import CNN
 from cifar_jax.recipe import build, differences, flatten, freeze, from_json, override, parameters, to_json
-from cifar_jax import training
 from cifar_jax.runs.recipes import load_recipe
 from cifar_jax.training.check import check
 from cifar_jax.training.losses import LOSSES

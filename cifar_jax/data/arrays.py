@@ -4,7 +4,6 @@ Reading and decoding CIFAR-10 through TFDS takes 7 s, so the arrays are cached o
 The digest identifies the content of a split. It is recomputed each time the cache is read.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -91,25 +90,20 @@ def load(name: str, split: str, data_dir: str | Path | None = None, progress: bo
 
 
 def dataset(images: Any, labels: Any, classes: Sequence[str] | None = None, name: str | None = None) -> Split:
-    """A split made of the caller's own arrays, in the order given.
+    """A split made of the caller's own arrays.
 
     images: uint8 [N, H, W, C]. labels: integers [N], indices into `classes`. classes: unique names; without
     them the classes are "0" to the largest label. There must be at least two classes.
 
-    The digest is computed as in `load` and does not depend on the order of the examples. Training does: batches and
-    `hold_out` refer to examples by their position. Give the same order to repeat, resume or evaluate a run.
-
-    A writable array is copied, so that later changes to it do not affect the split. A read-only array, such as a
-    memory map with mode="r", is shared.
+    As in `load`, the digest names the content, and the examples come in the order of their digests: batches and
+    `hold_out` refer to examples by position, and a run must depend on its seed and this digest alone.
 
     Raises InputError for arrays of another type or shape, a label outside the classes, or invalid names.
     """
     images, labels = checked_arrays(images, labels)
     names = numbered_classes(count_classes(labels)) if classes is None else checked_classes(classes)
     check_range(labels, len(names))
-    images, labels = _read_only(images, np.uint8), _read_only(labels, np.int32)
-    digest = _content_digest(sorted(_example_digests(images, labels, len(names))))
-    return Split(images, labels, names, digest, name or "arrays", "")
+    return _in_order_of_digests(images, labels, names, name or "arrays", "")
 
 
 def splits(data: Mapping[str, Split | tuple[Any, Any]]) -> dict[str, Split]:
@@ -176,13 +170,6 @@ def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
     return np.flatnonzero(~held).astype(np.int32), np.flatnonzero(held).astype(np.int32)
 
 
-def _read_only(array: np.ndarray, dtype: type) -> np.ndarray:
-    """A read-only array of this type: the data is shared if `array` is read-only, and copied otherwise."""
-    result: np.ndarray = np.array(array, dtype, order="C", copy=True if array.flags.writeable else None)
-    result.setflags(write=False)
-    return result
-
-
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
     """Puts the name of the split before the message of an InputError."""
@@ -211,6 +198,17 @@ def _check_together(train: Split, other: Split) -> None:
             f"the splits do not go together: {', '.join(differing[:3])}{more}; all splits must have the same classes"
             " in the same order"
         )
+
+
+def _in_order_of_digests(
+    images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], name: str, split: str
+) -> Split:
+    digests = _example_digests(images, labels, len(classes))
+    order = sorted(range(len(digests)), key=digests.__getitem__)
+    images, labels = images[order], labels[order].astype(np.int32)
+    images.setflags(write=False)
+    labels.setflags(write=False)
+    return Split(images, labels, classes, _content_digest([digests[index] for index in order]), name, split)
 
 
 def _content_digest(sorted_digests: list[bytes]) -> str:
@@ -257,13 +255,7 @@ def _read(folder: Path, name: str, split: str, progress: bool) -> Split:
             f"split {split!r} in {folder} has the label {labels[bad]}; labels must be in 0..{len(classes) - 1}, and -1"
             " marks unlabelled examples: prepare it again from labelled examples"
         )
-    digests = _example_digests(images, labels, len(classes))
-    order = sorted(range(len(digests)), key=digests.__getitem__)
-    digest = _content_digest([digests[index] for index in order])
-    images, labels = images[order], labels[order].astype(np.int32)
-    images.setflags(write=False)
-    labels.setflags(write=False)
-    return Split(images, labels, classes, digest, name, split)
+    return _in_order_of_digests(images, labels, classes, name, split)
 
 
 def _check_features(features: Any, folder: Path, name: str) -> None:

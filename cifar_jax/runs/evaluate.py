@@ -63,10 +63,10 @@ def _select(
     own = "validation" in run.digests
     source = split if split == "test" or (split == "validation" and own) else "train"
     if data is not None:
-        splits = arrays.splits(data)
-        if source not in splits:
-            raise InputError(f"data has no split '{source}'; it has {', '.join(map(repr, splits))}")
-        images = splits[source]
+        if source not in data:
+            raise InputError(f"data has no split '{source}'; it has {', '.join(map(repr, data))}")
+        given = data[source]
+        images = given if isinstance(given, arrays.Split) else arrays.dataset(given[0], given[1], run.classes)
     else:
         images = arrays.load(recipe.data.name, source, data_dir, progress)
     if images.classes != run.classes:

@@ -40,7 +40,9 @@ def check(recipe: Any, context: Any = None) -> None:
         cause = "the images of a step have another size than its parameters are for; look at `augment` and `model`"
         raise InputError(f"the model cannot be trained: {cause} ({str(error).splitlines()[0]})") from error
     except (TypeError, ValueError, ZeroDivisionError) as error:  # a size that no layer can have, for instance
-        raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; check its sizes and the functions that were passed to fit") from error
+        cause = str(error).splitlines()[0]
+        remedy = "check its sizes and the functions that were passed to fit"
+        raise InputError(f"the recipe cannot be built: {cause}; {remedy}") from error
 
 
 def _check_ranges(recipe: Any) -> None:
