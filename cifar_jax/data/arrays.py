@@ -4,6 +4,7 @@ Reading and decoding CIFAR-10 through TFDS takes 7 s, so the arrays are cached o
 The digest identifies the content of a split. It is recomputed each time the cache is read.
 """
 
+import contextlib
 import hashlib
 import json
 import os
