@@ -1,7 +1,7 @@
 """Our side of a comparison: a worker (see worker.py) that trains through `cifar_jax.train.train_epoch`, as `fit` does,
 and gives logits through `Run.logits`, as a user calls it.
 
-It is started by against_torch.py; the process is prepared as launch.py prepares it.
+It is started by against_torch.py; the process is prepared by `cj.prepare_process`.
 """
 
 import time
@@ -10,9 +10,9 @@ from typing import Any
 
 from worker import cores, serve, usage
 
-import launch
+import cifar_jax as cj
 
-launch.prepare_process()  # before the first import of jax
+cj.prepare_process()  # before the first import of jax
 
 import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
@@ -20,7 +20,6 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax.traverse_util import flatten_dict  # noqa: E402
 
-import cifar_jax as cj  # noqa: E402
 from cifar_jax.data import arrays as data  # noqa: E402
 from cifar_jax.models.kernels import max_pool  # noqa: E402
 from cifar_jax.models.layers import Convolution  # noqa: E402

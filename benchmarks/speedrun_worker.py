@@ -9,15 +9,15 @@ from typing import Any
 
 from worker import serve
 
-import launch
+import cifar_jax as cj
 
-launch.prepare_process()  # before the first import of jax
+cj.prepare_process()  # before the first import of jax
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-import cifar_jax as cj  # noqa: E402
+from cifar_jax.cli import parse_fields  # noqa: E402
 from cifar_jax.data import arrays as data  # noqa: E402
 from cifar_jax.models.counts import counts  # noqa: E402
 from cifar_jax.recipe import freeze  # noqa: E402
@@ -45,7 +45,7 @@ class Runs:
 
     def load(self, config: str, fields: list[str], smoke: bool, count: int, holdout: int) -> tuple[Any, Sets]:
         """The recipe with what the data decide, and both sets: `count` images, `holdout` of them to evaluate on."""
-        changes = dict(launch.parse_field(f"--config.{text}") for text in fields)
+        changes = parse_fields(f"--config.{text}" for text in fields)
         recipe = cj.load_recipe(config, {**changes, **(SMOKE if smoke else {})})
         if smoke:
             random = np.random.default_rng(0)

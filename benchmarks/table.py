@@ -5,8 +5,9 @@
     python benchmarks/table.py                                   # prints the table over all that was measured
 
 Each recipe trains those of seeds 0, 1, ... that results/table_<recipe>.json does not hold yet for this device; none
-starts that would not end within --limit seconds, by the time that the last one took, the first by --need. --field
-changes a field of every recipe, and is kept with the figure; figures of other fields, devices or epochs are other rows.
+starts that would not end within --limit seconds, by the time that the last one took, the first by --need.
+--config.FIELD=VALUE sets a field of every recipe, and is kept with the figure; figures of other fields, devices or
+epochs are other rows.
 With --workdir an interrupted run resumes. The time in the table is that of the quickest run: the one that other work
 on the machine disturbed the least.
 """
@@ -25,7 +26,8 @@ from measuring import commit
 from worker import HERE, cores
 
 sys.path.insert(0, str(HERE.parent))
-import launch
+import cifar_jax as cj
+from cifar_jax.cli import parse_fields, split_fields
 
 # What makes two figures those of one row.
 SAME = ("recipe", "fields", "device", "epochs", "trained_on")
@@ -35,11 +37,9 @@ def main() -> int:
     options = parse()
     results = HERE / "results"
     if options.add:
-        from cifar_jax import InputError
-
         try:
             add(options, results)
-        except InputError as error:
+        except cj.InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
     elif options.recipes:
@@ -52,16 +52,16 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--field", action="append", default=[], help="a recipe field, epochs=15; once for each")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds for all of it")
     parser.add_argument("--need", type=float, default=0.0, help="seconds that a recipe's first seed is thought to take")
     parser.add_argument("--workdir", help="folder that holds the unfinished runs")
     parser.add_argument(
         "--add", nargs="+", default=[], help="workdirs of finished runs of the one recipe that is given"
     )
-    options = parser.parse_args()
-    given = (launch.parse_field(f"--config.{text}") for text in options.field)
-    options.field = sorted(f"{field}={value}" for field, value in given)
+    rest, fields = split_fields(sys.argv[1:])
+    options = parser.parse_args(rest)
+    options.changes = parse_fields(fields)
+    options.field = sorted(f"{field}={value}" for field, value in options.changes.items())
     if options.add and len(options.recipes) != 1:
         parser.error("--add needs the one recipe that the runs are of")
     return options
@@ -69,7 +69,6 @@ def parse() -> argparse.Namespace:
 
 def add(options: argparse.Namespace, results: Path) -> None:
     """The figures of finished runs. Their fields are what they have otherwise than the recipe's file."""
-    import cifar_jax as cj
     from cifar_jax.recipe import differences, flatten
     from cifar_jax.runs.devices import compute_dtype
 
@@ -95,14 +94,12 @@ def add(options: argparse.Namespace, results: Path) -> None:
 
 
 def measure(options: argparse.Namespace, results: Path) -> None:
-    launch.prepare_process()
-    import cifar_jax as cj
+    cj.prepare_process()
     from cifar_jax.data import arrays as data
 
     begin, loaded = time.perf_counter(), {}
-    changes = dict(launch.parse_field(f"--config.{text}") for text in options.field)
     for path in options.recipes:
-        recipe = cj.load_recipe(path, changes)
+        recipe = cj.load_recipe(path, options.changes)
         name, seconds = Path(path).stem, options.need
         if recipe.data.name not in loaded:
             loaded[recipe.data.name] = {split: data.load(recipe.data.name, split) for split in ("train", "test")}
@@ -186,7 +183,7 @@ def table(results: Path) -> str:
         accuracy = f"{mean} ± {statistics.stdev(accuracies):.2f}%" if len(found) > 1 else f"{mean}% (one seed)"
         first = found[0]
         minutes = min(each["seconds"] for each in found) / 60
-        fields = "".join(f" --field {shlex.quote(field)}" for field in first["fields"])
+        fields = "".join(f" {shlex.quote('--config.' + field)}" for field in first["fields"])
         command = f"`benchmarks/table.py configs/{first['recipe']}.py{fields}`"
         cells = [f"`{first['recipe']}`", accuracy, str(len(found))]
         cells += [str(first["epochs"]), f"{first['trained_on']:,}", f"{first['parameters']:,}"]

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "cifar_jax"
 # A module may import those above its own place: packages in this order, and modules in this order inside a package.
 PACKAGES: dict[str, list[str]] = {
     "errors": [],
+    "process": [],
     "recipe": [],
     "models": ["kernels", "layers", "*", "counts"],  # * are the architectures, which may import each other
     "training": [
@@ -20,6 +21,9 @@ PACKAGES: dict[str, list[str]] = {
     ],
     "data": ["store", "arrays"],
     "runs": ["checkpoint", "devices", "log", "workdir", "pretrained", "fit"],
+    "commands": ["*"],
+    "cli": [],
+    "__main__": [],
 }  # fmt: skip
 PURE = ("errors", "recipe", "models", "training")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

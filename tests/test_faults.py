@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cifar_jax as cj
-import launch
+from cifar_jax import cli
 from cifar_jax.data import store as datasets
 from tests import made
 
@@ -16,7 +16,7 @@ from tests import made
 def refused(arguments, capsys):
     """The one line on stderr of a command that must end with code 2."""
     try:
-        code = launch.main(arguments)
+        code = cli.main(arguments)
     except SystemExit as stop:  # the parser's own way out
         code = stop.code
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ") or "Traceback" in line]

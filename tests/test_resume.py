@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -294,9 +295,18 @@ RUN = [
 ]
 
 
+# A process that is killed while it writes a compiled program leaves a damaged one: not in the cache of all tests.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+
+
 def start(workdir):
     return subprocess.Popen(
-        [*RUN, f"--workdir={workdir}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*RUN, f"--workdir={workdir}"],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -336,9 +346,39 @@ def test_ctrl_c_and_sigterm_leave_a_resumable_run(number, unbroken, tmp_path):
     _, stderr = process.communicate()
     if process.returncode != 0:  # on a fast machine the run may be over before the signal comes
         assert process.returncode == 128 + number
-        assert stderr.rstrip().splitlines()[-1].startswith("stopped; the same command resumes")
         assert "Traceback" not in stderr
+        sentence = stderr.rstrip().splitlines()[-1]
+        saved = re.fullmatch(r"stopped; step (\d+) of 80 is saved, and the same command resumes there", sentence)
+        manifests = [int(path.stem) for path in (tmp_path / "run" / "manifests").glob("*.json")]
+        if saved:
+            assert int(saved[1]) == max(manifests)
+        else:
+            assert sentence == "stopped before anything was saved; the same command starts anew"
+            assert not manifests
     again = start(tmp_path / "run")
     assert again.wait() == 0
     assert_same(cj.load_run(tmp_path / "run"), whole)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["count"] == 360
+
+
+@pytest.mark.parametrize("trial", range(int(os.environ.get("CIFAR_JAX_SIGNALS", "4"))))
+def test_a_signal_ends_the_process_at_any_moment(trial, unbroken, tmp_path):
+    """At a random moment of import, data, compilation, training or evaluation. CIFAR_JAX_SIGNALS=100 tries more."""
+    _, seconds = unbroken
+    number = random.choice([signal.SIGINT, signal.SIGTERM])
+    process = start(tmp_path / "run")
+    moment = random.uniform(0.0, 1.0) * seconds
+    time.sleep(moment)
+    process.send_signal(number)
+    try:
+        _, stderr = process.communicate(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"{number!r} after {moment:.3f} s was ignored: {process.communicate()[1]}")
+    told = f"{number!r} after {moment:.3f} of {seconds:.3f} s: exit code {process.returncode}, {stderr[-500:]}"
+    if process.returncode == 0:  # the run was over before the signal came
+        assert (tmp_path / "run" / "evaluation.json").exists(), told
+    elif process.returncode != -number:  # the system's own behaviour, before the first line of ours and after the last
+        assert process.returncode == 128 + number, told
+        assert stderr.splitlines()[-1].startswith("stopped"), told
+        assert "Traceback" not in stderr, told

@@ -33,6 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cifar_jax.errors import InputError, nearest
+from cifar_jax.process import cache_dir
 
 CONNECT_SECONDS = 1.5  # name look-up and TCP connection together; an offline machine answers within 2 s
 READ_SECONDS = 30.0  # silence after which a download counts as cut off
@@ -59,11 +60,6 @@ class Dataset:
     read: Callable[[Path], Contents]  # the downloaded archive -> its contents
     url: str = ""
     sha256: str = ""
-
-
-def cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/cifar_jax`, or `~/.cache/cifar_jax`: whatever can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cifar_jax"
 
 
 def find(name: str, data_dir: str | Path | None = None) -> Path | None:

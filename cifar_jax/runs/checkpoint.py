@@ -27,6 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cifar_jax.errors import InputError
+from cifar_jax.process import finish_before_end
 
 PyTree = Any
 
@@ -91,6 +92,7 @@ class Checkpoints:
         except Exception as error:
             raise self._failure(step, error) from error
         self._pending = step, self._worker.submit(self._complete, step, score, checkpointer, response)
+        finish_before_end(self._pending[1])
 
     def finish(self) -> None:
         """Waits until the last save has its manifest. Raises InputError if it failed, say on a full disk."""

@@ -14,18 +14,18 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.numpy import save_file
 
 import cifar_jax as cj
-import launch
+from cifar_jax.cli import parse_field
 from cifar_jax.runs import pretrained
-from cifar_jax.training import step as train
 from cifar_jax.runs.devices import jit
+from cifar_jax.training import step as train
 from tests import made
 
 RANDOM = functools.partial(np.random.RandomState, 0)
 IMAGES = RANDOM().normal(size=(3, 8, 8, 3)).astype(np.float32)
 DATA = {name: made.split(seed=seed) for seed, name in enumerate(("train", "test"))}
 FROZEN, SLOW = (
-    launch.parse_field(flag.replace('"', ""))[1]
-    for flag in re.findall(r"^--config\.groups=.*", Path(launch.__file__).with_name("README.md").read_text(), re.M)
+    parse_field(flag.replace('"', ""))[1]
+    for flag in re.findall(r"^--config\.groups=.*", (Path(__file__).parents[2] / "README.md").read_text(), re.M)
 )
 
 
