@@ -12,6 +12,8 @@ from typing import Any
 
 from worker import HERE, Worker, cores
 
+from cifar_jax.cli import parse_fields, split_fields
+
 
 def turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
     """Every side's answers, in passes there and back: a machine that slows down slows all sides alike."""
@@ -72,3 +74,9 @@ def commit() -> str:
         return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
     except FileNotFoundError:
         return ""
+
+
+def recipe_fields(arguments: list[str]) -> tuple[list[str], dict[str, object]]:
+    """The arguments that are no settings, and the recipe fields that --config.FIELD=VALUE sets."""
+    rest, fields = split_fields(arguments)
+    return rest, parse_fields(fields)

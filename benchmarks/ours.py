@@ -1,5 +1,5 @@
-"""Our side of a comparison: a worker (see worker.py) that trains through `cifar_jax.train.train_epoch`, as `fit` does,
-and gives logits through `Run.logits`, as a user calls it.
+"""Our side of a comparison: a worker (see worker.py) that trains through `training.train_epoch`, as `fit` does, and
+gives logits through `Classifier.logits`, as a user calls it.
 
 It is started by against_torch.py; the process is prepared by `cj.prepare_process`.
 """
@@ -10,9 +10,9 @@ from typing import Any
 
 from worker import cores, serve, usage
 
-import cifar_jax as cj
+from cifar_jax.process import prepare_process
 
-cj.prepare_process()  # before the first import of jax
+prepare_process()  # before the first import of jax
 
 import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
@@ -20,13 +20,14 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax.traverse_util import flatten_dict  # noqa: E402
 
+import cifar_jax as cj  # noqa: E402
+from cifar_jax import training  # noqa: E402
 from cifar_jax.data import arrays as data  # noqa: E402
 from cifar_jax.models.kernels import max_pool  # noqa: E402
 from cifar_jax.models.layers import Convolution  # noqa: E402
-from cifar_jax.recipe import freeze  # noqa: E402
+from cifar_jax.recipe import freeze, resolve  # noqa: E402
 from cifar_jax.runs.devices import Placement, compute_dtype, jit  # noqa: E402
 from cifar_jax.training import evaluation  # noqa: E402
-from cifar_jax.training import step as train  # noqa: E402
 
 # The comparison: images, steps on them, learning rate. At ten times the rate and three steps PyTorch's own float32 and
 # float64 part by 1.2% of the way in resnet20, at this one by 0.1%: rounding switches a few ReLUs.
@@ -77,14 +78,14 @@ def in_order(recipe: Any, params: Any) -> list[np.ndarray]:
 
     def look() -> None:  # a tree that leaves a traced function is sorted by name, so its paths are taken inside
         images = jnp.zeros((1, *recipe.data.image_shape))
-        paths.extend(flatten_dict(train.model(recipe).init(jax.random.key(0), images, train=False)["params"]))
+        paths.extend(flatten_dict(training.model(recipe).init(jax.random.key(0), images, train=False)["params"]))
 
     jax.eval_shape(look)
     flat = flatten_dict(jax.device_get(params))
     return [flat[path] for path in paths]
 
 
-def statistics_of_data(state: train.TrainState) -> dict[str, np.ndarray]:
+def statistics_of_data(state: training.TrainState) -> dict[str, np.ndarray]:
     """What a network starts from beside its parameters: the whitening filters of the speedrun networks."""
     return {name: np.asarray(value) for name, value in state.batch_stats.items() if not isinstance(value, dict)}
 
@@ -94,7 +95,9 @@ def load_recipe(model: dict[str, Any], **fields: Any) -> Any:
     name = NETWORKS.get(model["name"], model["name"])
     recipe = cj.load_recipe("configs/cnn.py", {"model": {**model, "name": name}})
     fields = {name.replace("__", "."): value for name, value in fields.items() if value}
-    return freeze(cj.override(recipe, {"dtype": compute_dtype(recipe.dtype), "data.num_classes": 10, **fields}))
+    facts = {path: fields.pop(path) for path in ("data.image_shape", "data.train_count")}
+    changed = cj.override(recipe, {"dtype": compute_dtype(recipe.dtype), **fields})
+    return resolve(changed, {**facts, "data.num_classes": 10})
 
 
 def setting(recipe: Any, model: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +112,7 @@ def setting(recipe: Any, model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def parameter_count(state: train.TrainState) -> int:
+def parameter_count(state: training.TrainState) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
@@ -138,16 +141,16 @@ class Ours:
         )
         self.count, self.arrays = len(images), Placement().put((images, labels))
         start = time.perf_counter()
-        self.init = jit(lambda: train.init(recipe)).lower().compile()
+        self.init = jit(lambda: training.init(recipe)).lower().compile()
         state = self.init()
-        epoch = jit(lambda state, *arrays: train.train_epoch(recipe, state, *arrays), donate_argnums=0)
+        epoch = jit(lambda state, *arrays: training.train_epoch(recipe, state, *arrays), donate_argnums=0)
         self.epoch = epoch.lower(state, *self.arrays).compile()
         seconds = time.perf_counter() - start
         self.check(recipe, Path(folder) / "check.npz", images[:CHECKED], labels[:CHECKED])
         return {
             "setting": setting(recipe, model),
             "ready_seconds": seconds,
-            "steps": train.steps_per_epoch(recipe),
+            "steps": training.steps_per_epoch(recipe),
             "parameters": parameter_count(state),
         }
 
@@ -155,7 +158,7 @@ class Ours:
         """Leaves what the peer needs to show that it trains the same network by the same rule: a batch, the weights,
         and the weights after some steps on that batch."""
         recipe = freeze(cj.override(recipe, {"optimizer.learning_rate": CHECK_RATE, "dtype": "float32"}))
-        step = jit(lambda *arguments: train.train_step(recipe, *arguments))
+        step = jit(lambda *arguments: training.train_step(recipe, *arguments))
         states = [self.init()]
         with jax.default_matmul_precision("highest"):  # a GPU's float32 would be TF32, and far from the peer's
             for _ in range(CHECK_STEPS):
@@ -179,15 +182,16 @@ class Ours:
         with the weights and the first batch's logits."""
         images = np.random.default_rng(0).integers(0, 256, (BATCHES, batch_size, 32, 32, 3), np.uint8)
         recipe = load_recipe(model, batch_size=batch_size, data__image_shape=images.shape[2:], data__train_count=1)
-        state = jit(lambda: train.init(recipe))()
+        state = jit(lambda: training.init(recipe))()
         classes = tuple(str(number) for number in range(recipe.data.num_classes))
         start = time.perf_counter()
-        self.run = cj.Run(recipe, Placement().put(state), classes, [], None, None)
-        logits = self.run.logits(images[0])
+        self.classifier = cj.Classifier(recipe, Placement().put(training.evaluated_weights(state)), classes)
+        logits = self.classifier.logits(images[0])
         seconds = time.perf_counter() - start
         self.batches, self.placed = list(images), [Placement().put(batch) for batch in images]
-        program = jit(lambda state, batch: evaluation.logits(recipe, state, batch))
-        self.program = program.lower(self.run.state, self.placed[0]).compile()
+        program = jit(lambda state, batch: evaluation.logits(recipe, training.evaluated_weights(state), batch))
+        self.state = state
+        self.program = program.lower(state, self.placed[0]).compile()
         np.save(Path(folder) / "images.npy", images)
         weights = in_order(recipe, state.params)
         save(Path(folder) / "check.npz", weights, statistics_of_data(state), logits=logits)
@@ -205,9 +209,9 @@ class Ours:
         for number in range(calls):
             start = time.perf_counter()
             if alone:
-                np.asarray(self.program(self.run.state, batches[number % BATCHES]))
+                np.asarray(self.program(self.state, batches[number % BATCHES]))
             else:
-                self.run.logits(batches[number % BATCHES])
+                self.classifier.logits(batches[number % BATCHES])
             seconds.append(time.perf_counter() - start)
         return {"seconds": seconds}
 

@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 import cifar_jax as cj
+from cifar_jax import training
 from cifar_jax.data.arrays import Split
-from cifar_jax.runs.devices import Placement, jit
-from cifar_jax.training import step as train
+from cifar_jax.runs.devices import Placement, constraint, jit
 
 
 class Programs:
@@ -33,7 +33,7 @@ class Programs:
     ) -> dict[str, Any]:
         """Compiles one epoch of `seeds` trainings on made-up images -> its number, its steps, seconds to be ready.
 
-        One training is `train.train_epoch` as `fit` runs it, each batch split over the devices. Several are
+        One training is `training.train_epoch` as `fit` runs it, each batch split over the devices. Several are
         "unrolled" in one program, mapped over ("map", "vmap"), or one on each device ("sharded").
         """
         random = np.random.default_rng(0)
@@ -45,10 +45,14 @@ class Programs:
         placement = Placement(jax.local_devices()[:1] if seeds > 1 and method != "sharded" else None)
         split = placement.batch if seeds == 1 else None
         seeded = lambda seed: cj.override(recipe, {"seed": seed})
-        epoch = lambda seed, state, images, labels: train.train_epoch(seeded(seed), state, images, labels, split)
+        epoch = lambda seed, state, images, labels: training.train_epoch(
+            seeded(seed), state, images, labels, constrain=constraint(split)[0]
+        )
         many = METHODS[method](epoch, placement)
         numbers = jnp.arange(seeds, dtype=jnp.int32)
-        state = placement.put(jit(lambda numbers: jax.lax.map(lambda seed: train.init(seeded(seed)), numbers))(numbers))
+        state = placement.put(
+            jit(lambda numbers: jax.lax.map(lambda seed: training.init(seeded(seed)), numbers))(numbers)
+        )
         arguments = placement.put((numbers, pixels, labels))
         program = jit(many, donate_argnums=1)
         start = time.perf_counter()
@@ -57,7 +61,7 @@ class Programs:
         seconds = time.perf_counter() - start
         self.programs.append((program, arguments))
         self.states.append(state)
-        return {"number": len(self.programs) - 1, "steps": train.steps_per_epoch(recipe), "ready_seconds": seconds}
+        return {"number": len(self.programs) - 1, "steps": training.steps_per_epoch(recipe), "ready_seconds": seconds}
 
     def run(self, number: int) -> dict[str, Any]:
         """One epoch more."""

@@ -5,8 +5,8 @@
     python benchmarks/speedrun.py --config=configs/speedrun96.py --runs=3 --peer airbench=A/airbench96_faster.py
     python benchmarks/speedrun.py --processes --peer airbench=A/airbench94_muon.py    # the other two clocks
     python benchmarks/speedrun.py --runs=20 --holdout=5000 --config.model.activation=silu    # to choose settings by
-    python benchmarks/speedrun.py --runs=1 --limit=1800 --config.epochs=1 --config.gradient_accumulation=8 \
-        --config.model.momentum=0.938 \
+    python benchmarks/speedrun.py --runs=1 --limit=1800 --config.epochs=1 \
+        --config.gradient_accumulation=8 --config.model.momentum=0.938 \
         --peer torch=benchmarks/torch_speedrun.py --peer-python=PATH --peer-setting SPEEDRUN_EPOCHS=1  # on a CPU
     python benchmarks/speedrun.py --smoke                                  # a tiny network, for errors only
 
@@ -17,9 +17,8 @@ from the start of the training to the accuracy with all views; and, by --process
 empty caches of compiled programs ("cold"), and with those that it left ("warm"). A peer that warms up does so
 there too.
 
---config.FIELD=VALUE sets a field of the recipe. Writes speedrun_<recipe>.json to --out after each block, and the table
-over it, of the sittings that had the same code, versions and machine as the last; settings other than the recipe's
-stand in its name.
+Writes speedrun_<recipe>.json to --out after each block, and the table over it, of the sittings that had the same code,
+versions and machine as the last; settings other than the recipe's stand in its name.
 """
 
 import argparse
@@ -40,11 +39,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from measuring import commit, machine
+from measuring import commit, machine, recipe_fields
 from worker import HERE, Worker
-
-sys.path.insert(0, str(HERE.parent))
-from cifar_jax.cli import parse_fields, split_fields
 
 WORKER, SMOKE_RUNS = "speedrun_worker.py", 2
 BLOCK = re.compile(r"range\(200\)")  # how every peer counts its runs
@@ -108,10 +104,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer-python", default=sys.executable, help="the Python that has torch and torchvision")
     parser.add_argument("--peer-setting", nargs="*", default=[], help="of its environment: SPEEDRUN_EPOCHS=1")
     parser.add_argument("--smoke", action="store_true", help="a tiny network and made-up images; writes nothing")
-    rest, fields = split_fields(sys.argv[1:])
-    options = parser.parse_args(rest)
-    parse_fields(fields)  # a mistake in one shows before the workers start
-    options.field = [text.removeprefix("--config.") for text in fields]
+    arguments, changes = recipe_fields(sys.argv[1:])
+    options = parser.parse_args(arguments)
+    options.field = [f"{field}={value}" for field, value in changes.items()]
     options.begin = time.perf_counter()
     options.runs = SMOKE_RUNS if options.smoke else options.runs
     options.peer_python = os.path.abspath(shutil.which(options.peer_python) or options.peer_python)
@@ -275,7 +270,7 @@ def versions(options: argparse.Namespace) -> dict[str, str]:
     root = HERE.parent
     config = next(path for path in (Path(options.config), root / options.config) if path.is_file())
     code = [*sorted((root / "cifar_jax").rglob("*.py")), root / "configs/base.py", config, HERE / WORKER]
-    found["code"] = digest(*code)
+    found["code"] = digest(*code, root / "launch.py")
     if shutil.which("nvidia-smi"):
         found["gpu, driver, power limit"] = output(
             "nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"

@@ -2,29 +2,27 @@
 
 import os
 import time
-from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from worker import serve
 
-import cifar_jax as cj
+from cifar_jax.cli import parse_field
+from cifar_jax.process import prepare_process
 
-cj.prepare_process()  # before the first import of jax
+prepare_process()  # before the first import of jax
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from cifar_jax.cli import parse_fields  # noqa: E402
+import cifar_jax as cj  # noqa: E402
+from cifar_jax import training  # noqa: E402
 from cifar_jax.data import arrays as data  # noqa: E402
 from cifar_jax.models.counts import counts  # noqa: E402
-from cifar_jax.recipe import freeze  # noqa: E402
+from cifar_jax.recipe import resolve  # noqa: E402
 from cifar_jax.runs.devices import compute_dtype, jit  # noqa: E402
-from cifar_jax.runs.fit import whole_run  # noqa: E402
-from cifar_jax.training import step as train  # noqa: E402
-from cifar_jax.training.augment import resize  # noqa: E402
+from cifar_jax.runs.programs import whole_run  # noqa: E402
 from cifar_jax.training.check import check  # noqa: E402
 
 SMOKE = {"epochs": 1, "batch_size": 8, "model.widths": (4, 8), "model.whitening_images": 16}
@@ -45,7 +43,7 @@ class Runs:
 
     def load(self, config: str, fields: list[str], smoke: bool, count: int, holdout: int) -> tuple[Any, Sets]:
         """The recipe with what the data decide, and both sets: `count` images, `holdout` of them to evaluate on."""
-        changes = parse_fields(f"--config.{text}" for text in fields)
+        changes = dict(parse_field(f"--config.{text}") for text in fields)
         recipe = cj.load_recipe(config, {**changes, **(SMOKE if smoke else {})})
         if smoke:
             random = np.random.default_rng(0)
@@ -60,14 +58,13 @@ class Runs:
             images, labels = sets["train"]
             kept, held = data.hold_out(labels, holdout, recipe.data.seed)
             sets = {"train": (images[kept], labels[kept]), "test": (images[held], labels[held])}
-        resolved = {
-            "dtype": compute_dtype(recipe.dtype),
-            "data.validation": 0,
+        facts = {
             "data.num_classes": 10,
             "data.image_shape": sets["train"][0].shape[1:],
             "data.train_count": len(sets["train"][0]),
         }
-        recipe = freeze(cj.override(recipe, resolved))
+        changes = {"dtype": compute_dtype(recipe.dtype), "data.validation": 0}
+        recipe = resolve(cj.override(recipe, changes), facts)
         check(recipe)
         return recipe, sets
 
@@ -111,15 +108,12 @@ def work(recipe: Any) -> float:
     """FLOPs of a run's training, counted: forward, and twice as much backward, though the gradient by a frozen first
     layer's inputs falls away. The proxy of a selection sees every image, and learns from the chosen ones in some steps.
     """
-    total, selected = 0.0, recipe.selection.share
-    image = jax.ShapeDtypeStruct((1, *recipe.data.image_shape), jnp.float32)
-    for share, epochs in Counter(train.phase_of(recipe, epoch).share for epoch in range(recipe.epochs)).items():
-        shape = jax.eval_shape(partial(resize, share=share), image).shape[1:]
-        an_image = 3 * counts(train.model(recipe), shape)[1] * (selected or 1)
-        if selected:
-            an_image += counts(train.model(recipe, "proxy"), shape)[1] * (1 + 2 * selected / recipe.selection.every)
-        total += 2 * epochs * train.steps_per_epoch(recipe) * recipe.batch_size * an_image
-    return total
+    selected = recipe.selection.share
+    shape = recipe.data.image_shape
+    an_image = 3 * counts(training.model(recipe), shape)[1] * (selected or 1)
+    if selected:
+        an_image += counts(training.model(recipe, "proxy"), shape)[1] * (1 + 2 * selected / recipe.selection.every)
+    return 2 * recipe.epochs * training.steps_per_epoch(recipe) * recipe.batch_size * an_image
 
 
 def matmul_rate() -> float:

@@ -6,10 +6,9 @@
 
 Each recipe trains those of seeds 0, 1, ... that results/table_<recipe>.json does not hold yet for this device; none
 starts that would not end within --limit seconds, by the time that the last one took, the first by --need.
---config.FIELD=VALUE sets a field of every recipe, and is kept with the figure; figures of other fields, devices or
-epochs are other rows.
-With --workdir an interrupted run resumes. The time in the table is that of the quickest run: the one that other work
-on the machine disturbed the least.
+--config.FIELD=VALUE changes a field of every recipe, and is kept with the figure; figures of other fields, devices or
+epochs are other rows. With --workdir an interrupted run resumes. The time in the table is that of the quickest run: the
+one that other work on the machine disturbed the least.
 """
 
 import argparse
@@ -22,12 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measuring import commit
+from measuring import commit, recipe_fields
 from worker import HERE, cores
 
 sys.path.insert(0, str(HERE.parent))
-import cifar_jax as cj
-from cifar_jax.cli import parse_fields, split_fields
+from cifar_jax.process import prepare_process
 
 # What makes two figures those of one row.
 SAME = ("recipe", "fields", "device", "epochs", "trained_on")
@@ -37,9 +35,11 @@ def main() -> int:
     options = parse()
     results = HERE / "results"
     if options.add:
+        from cifar_jax import InputError
+
         try:
             add(options, results)
-        except cj.InputError as error:
+        except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
     elif options.recipes:
@@ -58,10 +58,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--add", nargs="+", default=[], help="workdirs of finished runs of the one recipe that is given"
     )
-    rest, fields = split_fields(sys.argv[1:])
-    options = parser.parse_args(rest)
-    options.changes = parse_fields(fields)
-    options.field = sorted(f"{field}={value}" for field, value in options.changes.items())
+    arguments, changes = recipe_fields(sys.argv[1:])
+    options = parser.parse_args(arguments)
+    options.changes, options.field = changes, sorted(f"{field}={value}" for field, value in changes.items())
     if options.add and len(options.recipes) != 1:
         parser.error("--add needs the one recipe that the runs are of")
     return options
@@ -69,6 +68,7 @@ def parse() -> argparse.Namespace:
 
 def add(options: argparse.Namespace, results: Path) -> None:
     """The figures of finished runs. Their fields are what they have otherwise than the recipe's file."""
+    import cifar_jax as cj
     from cifar_jax.recipe import differences, flatten
     from cifar_jax.runs.devices import compute_dtype
 
@@ -79,7 +79,7 @@ def add(options: argparse.Namespace, results: Path) -> None:
         run = cj.load_run(workdir)
         if run.evaluation is None:
             raise cj.InputError(f"the run in '{workdir}' is not complete; train it to its end")
-        decided = {"data.num_classes", "data.image_shape", "data.train_count", "seed"}
+        decided = {"seed", "part_steps"}
         decided |= {"dtype"} if run.recipe.dtype == compute_dtype("auto") else set()
         stored = cj.load_recipe(Path(workdir) / "recipe.json")  # a field younger than the run has its default
         told = [line.split(":", 1)[0] for line in differences(cj.load_recipe(path), stored)]
@@ -94,7 +94,8 @@ def add(options: argparse.Namespace, results: Path) -> None:
 
 
 def measure(options: argparse.Namespace, results: Path) -> None:
-    cj.prepare_process()
+    prepare_process()
+    import cifar_jax as cj
     from cifar_jax.data import arrays as data
 
     begin, loaded = time.perf_counter(), {}
@@ -137,10 +138,10 @@ def device() -> str:
 def figure(run: Any, name: str, seed: int, fields: list[str], seconds: float) -> dict[str, Any]:
     import jax
 
+    from cifar_jax import training
     from cifar_jax.models.counts import counts
-    from cifar_jax.training import step as train
 
-    parameters, multiply_adds = counts(train.model(run.recipe), run.recipe.data.image_shape)
+    parameters, multiply_adds = counts(training.model(run.recipe), run.recipe.data.image_shape)
     return {
         "recipe": name,
         "fields": fields,
@@ -183,7 +184,7 @@ def table(results: Path) -> str:
         accuracy = f"{mean} ± {statistics.stdev(accuracies):.2f}%" if len(found) > 1 else f"{mean}% (one seed)"
         first = found[0]
         minutes = min(each["seconds"] for each in found) / 60
-        fields = "".join(f" {shlex.quote('--config.' + field)}" for field in first["fields"])
+        fields = "".join(f" {shlex.quote(f'--config.{field}')}" for field in first["fields"])
         command = f"`benchmarks/table.py configs/{first['recipe']}.py{fields}`"
         cells = [f"`{first['recipe']}`", accuracy, str(len(found))]
         cells += [str(first["epochs"]), f"{first['trained_on']:,}", f"{first['parameters']:,}"]

@@ -5,7 +5,7 @@ cj.prepare_process()  # optional: the allocator and the compilation cache, befor
 recipe = cj.load_recipe("configs/resnet18.py", {"optimizer.learning_rate": 0.1})
 run = cj.fit(recipe, workdir="runs/r18")
 result = cj.evaluate(run, split="test")
-classifier = cj.load_run("runs/r18")
+classifier = cj.load_classifier("runs/r18")
 
 A name is imported when it is first used (PEP 562), so that `prepare_process` can run before jax is imported.
 """
@@ -14,32 +14,65 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cifar_jax.data.arrays import Split, dataset
     from cifar_jax.errors import InputError
+    from cifar_jax.models.kernels import forward_mode
     from cifar_jax.process import prepare_process
     from cifar_jax.recipe import override
-    from cifar_jax.runs.fit import evaluate, fit, load_recipe
-    from cifar_jax.runs.workdir import Run, load_run
+    from cifar_jax.runs.classifier import Classifier
+    from cifar_jax.runs.evaluate import evaluate
+    from cifar_jax.runs.events import Event
+    from cifar_jax.runs.fit import fit
+    from cifar_jax.runs.recipes import load_recipe
+    from cifar_jax.runs.workdir import Run, load_classifier, load_run
+    from cifar_jax.training.objectives import Batch, Objective
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "Run", "evaluate", "fit", "load_recipe", "load_run", "override", "prepare_process"]
 
 # Where each public name is defined; the imports above tell type checkers the same.
-_MODULES = {
+MODULES = {
+    "Batch": "training.objectives",
+    "Classifier": "runs.classifier",
+    "Event": "runs.events",
     "InputError": "errors",
+    "Objective": "training.objectives",
     "Run": "runs.workdir",
-    "evaluate": "runs.fit",
+    "Split": "data.arrays",
+    "dataset": "data.arrays",
+    "evaluate": "runs.evaluate",
     "fit": "runs.fit",
-    "load_recipe": "runs.fit",
+    "forward_mode": "models.kernels",
+    "load_classifier": "runs.workdir",
+    "load_recipe": "runs.recipes",
     "load_run": "runs.workdir",
     "override": "recipe",
     "prepare_process": "process",
 }
 
+__all__ = [
+    "Batch",
+    "Classifier",
+    "Event",
+    "InputError",
+    "Objective",
+    "Run",
+    "Split",
+    "dataset",
+    "evaluate",
+    "fit",
+    "forward_mode",
+    "load_classifier",
+    "load_recipe",
+    "load_run",
+    "override",
+    "prepare_process",
+]
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if name not in MODULES:
+        raise AttributeError(f"module 'cifar_jax' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"cifar_jax.{MODULES[name]}"), name)
     globals()[name] = value  # the next use does not come here
     return value
 

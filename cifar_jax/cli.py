@@ -33,6 +33,8 @@ class Command:
 COMMANDS = {
     "train": Command("train", "train a recipe, or resume a run", takes_fields=True),
     "evaluate": Command("evaluate", "evaluate a trained run"),
+    "list": Command("list", "list models, recipes, runs and more"),
+    "describe": Command("describe", "describe a recipe or a model without training it", takes_fields=True),
 }
 FIELD_FORM = "--config.FIELD=VALUE"
 

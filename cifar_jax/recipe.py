@@ -17,7 +17,11 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from cifar_jax.errors import InputError, nearest
 
 # The sections that name a function of a table; their other fields are its parameters.
-BUILT = ("model", "proxy", "optimizer", "schedule", "loss")
+BUILT = ("model", "proxy", "objective", "optimizer", "schedule", "loss")
+
+# Filled in when a run starts; `load_recipe` drops them. `teacher` is what is known of the teacher of distillation.
+FACTS = ("data.num_classes", "data.image_shape", "data.train_count", "teacher")
+REMOVED: dict[str, Any] = {"progressive_resizing": ()}  # fields of older versions, and the value that changes nothing
 
 Table = Mapping[str, Callable[..., Any]]
 SECTION = (Mapping, ConfigDict, FrozenConfigDict)
@@ -153,6 +157,35 @@ def build(table: Table, section: Any, kind: str, **given: Any) -> Any:
         if name in allowed and name not in chosen and parameter.default is inspect.Parameter.empty:
             raise InputError(f"{kind} '{section.name}' needs a value for '{kind}.{name}'; set it in the recipe")
     return function(**chosen)
+
+
+def resolve(recipe: ConfigDict | FrozenConfigDict, facts: Mapping[str, Any]) -> FrozenConfigDict:
+    """The recipe of one run, frozen: with the facts that a user does not set, dotted like `FACTS`."""
+    resolved = ConfigDict(recipe, convert_dict=True).copy_and_resolve_references()
+    resolved.unlock()
+    for path, value in facts.items():
+        section, _, field = path.rpartition(".")
+        place = resolved[section] if section else resolved
+        with place.ignore_type():
+            place[field] = ConfigDict(value) if isinstance(value, SECTION) else _tuples(value)
+    return freeze(resolved)
+
+
+def without_facts(recipe: ConfigDict) -> ConfigDict:
+    """The fields of a run's recipe.json that a user could have set.
+
+    Raises InputError where a field that was removed holds another value than the one that changes nothing.
+    """
+    kept = ConfigDict(recipe).unlock()
+    for path, default in REMOVED.items():
+        if (value := flatten(kept).get(path, default)) != default:
+            raise InputError(f"recipe field '{path}' is {value!r}; it was removed, only {default!r} can still be read")
+    for path in (*FACTS, *REMOVED):
+        section, _, field = path.rpartition(".")
+        place = kept[section] if section else kept
+        if field in place:
+            del place[field]
+    return kept
 
 
 def freeze(recipe: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:

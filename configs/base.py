@@ -1,7 +1,7 @@
 """The defaults of every recipe: a recipe file returns only what it sets otherwise, and no other fields exist.
 
-The sections model, proxy, optimizer, schedule and loss name a function of a table (`cifar_jax.models.MODELS`,
-`optim.OPTIMIZERS`, `optim.SCHEDULES`, `losses.LOSSES`); their other fields are that function's parameters.
+The sections model, proxy, objective, optimizer, schedule and loss name a function of a table (`models.MODELS`, and
+`OBJECTIVES`, `OPTIMIZERS`, `SCHEDULES`, `LOSSES` in modules of `training`); their other fields are its parameters.
 """
 
 from ml_collections import ConfigDict
@@ -10,34 +10,35 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         {
-            "seed": 0,  # initial weights, order, augmentation, dropout
+            "seed": 0,  # of everything random but the choice of the held-out images
+            "seeds": {  # one kind of randomness on its own; -1 follows `seed`
+                "weights": -1,  # initial weights
+                "order": -1,  # of the images in each epoch
+                "augmentation": -1,  # and dropout
+            },
             "epochs": 30,  # passes over the training set
             "batch_size": 128,  # images a step, over all devices
             "gradient_accumulation": 1,  # parts that a batch is taken in, one after another, for less memory at a time
             "dtype": "auto",  # of activations: float32, bfloat16, float16; auto is bfloat16 but for the CPU's float32
             # Starting weights: the workdir of another run, or a .safetensors file of a ResNet or VGG as torchvision and
-            # timm name its tensors (see cifar_jax/pretrained.py). A head of other classes starts afresh. `groups` may
-            # freeze or slow the rest; batch statistics are in no group, and follow the new images over frozen weights.
+            # timm name its tensors (see cifar_jax/runs/pretrained.py). A head of other classes is initialised anew.
+            # `groups` may freeze the rest, or slow it; batch statistics are in no group and follow the new images.
             "init_from": "",  # "" draws all weights
-            # Stages (share of the images' sides, last epoch): ((0.5, 6), (0.75, 10)) trains six epochs at half size,
-            # four at three quarters, the rest on whole images. All are augmented whole, and evaluated whole, also where
-            # early stopping looks. For models whose head averages or pools over the image, so not cnn, mlp and vit.
-            "progressive_resizing": (),  # () takes whole images; a step's cost falls about with the square of the share
-            "chunk_epochs": 1,  # epochs compiled as one program, the host only looking on in between
+            "chunk_epochs": 1,  # epochs that run as one program; the host logs and saves in between
+            "part_steps": 0,  # steps of the parts of a long epoch, for progress and checkpoints; 0 decides by cost
             "data": {
-                "name": "cifar10",  # a data set of cifar_jax.datasets.DATASETS, or a prepared one of TFDS by name
+                "name": "cifar10",  # a data set of cifar_jax.data.DATASETS, or a prepared one of TFDS by name
                 "validation": 5000,  # images held out of train, the same share of each class
                 "seed": 0,  # which ones are held out
                 "mean": (0.4914, 0.4822, 0.4465),  # of each channel, pixels in 0..1; one number serves all channels
                 "std": (0.2470, 0.2435, 0.2616),  # of each channel, likewise
-                "num_classes": 0,  # this and the two below are filled in from the data set
-                "image_shape": (),  # height, width, channels
-                "train_count": 0,  # images trained on, validation held out
+                "input_size": 0,  # images are enlarged to so many pixels a side on the device (bilinear); 0 keeps them
             },
             "model": {"name": "resnet18"},
+            "objective": {"name": "classification"},  # what is trained for: classification, distillation
             "selection": {
                 "share": 0.0,  # of each batch that is trained on, the images with the highest loss; 0 takes all
-                "every": 4,  # steps between two in which the proxy, whose losses these are, itself trains on them
+                "every": 4,  # the proxy, whose losses these are, trains once every this many steps
                 "groups": (),  # those of the proxy's parameters, as `groups`
             },
             "proxy": {"name": "speedrun94"},  # a smaller model, read where selection.share is not 0
@@ -49,7 +50,7 @@ def get_config() -> ConfigDict:
                 "weight_decay": 5e-4,
             },
             # Parts of the model with rates of their own: ("pattern", learning-rate factor, weight-decay factor). The
-            # pattern is a regular expression for whole paths such as "Dense_0/kernel"; each must match exactly one. A
+            # pattern is a regular expression for whole paths such as "head/kernel"; each must match exactly one. A
             # fourth entry is the group's epochs: its schedule ends there and it is frozen from then on.
             "groups": (),  # () is one group of everything; a learning-rate factor of 0 freezes
             "schedule": {"name": "cosine"},  # all lengths in epochs
@@ -85,10 +86,13 @@ def get_config() -> ConfigDict:
                 "patience": 0,  # epochs without improvement before the run ends; 0 never ends it
                 "metric": "validation_accuracy",  # or validation_loss
             },
-            "checkpoint": {"every_epochs": 1},
+            "checkpoint": {
+                "every_epochs": 1,  # epochs between two saves
+                "every_minutes": 2.0,  # and inside a long epoch, at the end of a part: minutes since the last save
+            },
             "evaluation": {
                 "batch_size": 1000,  # images; changes no result
-                "views": "one",  # of cifar_jax.augment.VIEWS, averaged: one, mirror, mirror_shift
+                "views": "one",  # of cifar_jax.training.augment.VIEWS, averaged: one, mirror, mirror_shift
             },
         }
     )

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from cifar_jax.data import arrays as data
 from cifar_jax.data import store as datasets
-from cifar_jax.runs.fit import load_recipe
+from cifar_jax.runs.recipes import load_recipe
 from cifar_jax.training.augment import AUGMENTATIONS, MIXTURES, augment
 
 STRENGTHS = {

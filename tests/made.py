@@ -5,14 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
+from cifar_jax import training
 from cifar_jax.data.arrays import Split
-from cifar_jax.recipe import freeze, override
+from cifar_jax.recipe import flatten, freeze, override, resolve
 from cifar_jax.runs.devices import jit
-from cifar_jax.runs.fit import load_recipe
-from cifar_jax.training import step as train
+from cifar_jax.runs.recipes import load_recipe
+from cifar_jax.training.gradients import Result, accumulated
+from cifar_jax.training.objectives import Batch, classification_losses
+from cifar_jax.training.state import apply_in_training
 
 CLASSES, SIZE, COUNT = 4, 8, 32
 
@@ -39,35 +43,57 @@ def recipe(changes: Mapping[str, Any] | None = None, **more: Any) -> FrozenConfi
         {
             "model": {"name": "cnn", "width": 4, "kernel_size": 3, "hidden": 8},
             "optimizer": {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9},
-            "data": {"num_classes": CLASSES, "image_shape": (SIZE, SIZE, 3), "train_count": COUNT},
+            "data.validation": 0,
             "dtype": "float32",
             "epochs": 4,
             "batch_size": 8,
             "evaluation.batch_size": 16,
         },
     )
-    return freeze(override(base, {**(changes or {}), **more}))
+    return resolved(base, {**(changes or {}), **more})
+
+
+def resolved(recipe: Any, changes: Mapping[str, Any] | None = None) -> FrozenConfigDict:
+    """The recipe with `changes`, of which facts of the data set may be some; the others are those of `split()`."""
+    facts = {"data.num_classes": CLASSES, "data.image_shape": (SIZE, SIZE, 3), "data.train_count": COUNT}
+    flat = flatten(changes or {})
+    facts |= {path: flat[path] for path in facts if path in flat}
+    known = resolve(recipe, facts)
+    return freeze(override(known, changes or {}))
 
 
 @functools.cache
-def init(recipe: FrozenConfigDict) -> train.TrainState:
-    return jit(functools.partial(train.init, recipe))()
+def init(recipe: FrozenConfigDict) -> training.TrainState:
+    return jit(functools.partial(training.init, recipe))()
 
 
 @functools.cache
 def step(recipe: FrozenConfigDict) -> Any:
-    """train.train_step of the recipe, compiled: (state, images, labels, index or 0, 1, 2, ...) -> (state, sums)."""
+    """train_step of the recipe, compiled: (state, images, labels, index or 0, 1, 2, ...) -> (state, sums)."""
 
-    def numbered(state: train.TrainState, images: Any, labels: Any, index: Any = None) -> Any:
-        return train.train_step(recipe, state, images, labels, np.arange(len(labels)) if index is None else index)
+    def numbered(state: training.TrainState, images: Any, labels: Any, index: Any = None) -> Any:
+        epoch = state.step // training.steps_per_epoch(recipe)
+        batch = Batch(images, labels, np.arange(len(labels)) if index is None else index, epoch)
+        return training.train_step(recipe, state, batch)
 
     return jit(numbered)
 
 
 @functools.cache
 def epoch(recipe: FrozenConfigDict) -> Any:
-    """train.train_epoch of the recipe, compiled: (state, images, labels) -> (state, sums)."""
-    return jit(functools.partial(train.train_epoch, recipe))
+    """train_epoch of the recipe, compiled: (state, images, labels) -> (state, sums)."""
+    return jit(functools.partial(training.train_epoch, recipe))
+
+
+def loss_and_gradients(recipe: FrozenConfigDict, params: Any, batch_stats: Any, inputs: Any, targets: Any) -> Result:
+    """Those of classification, for inputs float32 [B, H, W, C] and targets float32 [B, classes]."""
+
+    def losses(params: Any, batch_stats: Any, part: Any, part_key: Any) -> Any:
+        apply = lambda *each: apply_in_training(training.model(recipe), params, *reversed(each[:2]), each[2])
+        return classification_losses(recipe, apply, batch_stats, part, None, part_key)
+
+    batch = {"inputs": jnp.asarray(inputs), "targets": jnp.asarray(targets), "labels": jnp.argmax(targets, -1)}
+    return accumulated(recipe, losses, params, batch_stats, batch, jax.random.key(0))
 
 
 def assert_same(left: Any, right: Any) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.recipe import freeze, override
-from cifar_jax.runs import fit as run
+from cifar_jax import training
+from cifar_jax.runs import programs as compiled
 from cifar_jax.training import evaluation
-from cifar_jax.training import step as train
+from tests import made
 from tests.test_recipes import RECIPES, small
 
 RECORDED = Path(__file__).parent / "programs" / f"jax-{jax.__version__}.json"
@@ -28,21 +28,19 @@ def programs(name: str) -> dict[str, str]:
     """{"epoch", "evaluation"}: the first epoch of a small copy of the recipe, and its evaluation on the test split."""
     chosen = small(name)
     batch_size = 8 * chosen.gradient_accumulation
-    recipe = freeze(override(chosen, {"batch_size": batch_size, "data.train_count": 4 * batch_size}))
-    count = recipe.data.train_count
+    recipe = made.resolved(chosen, {"batch_size": batch_size, "data.train_count": 4 * batch_size})
     arrays = lambda number: (
         jax.ShapeDtypeStruct((number, *recipe.data.image_shape), jnp.uint8),
         jax.ShapeDtypeStruct((number,), jnp.int32),
     )
-    state = jax.eval_shape(lambda: train.init(recipe))
-    numbers = {"seed": jax.ShapeDtypeStruct((), jnp.int32, weak_type=True)}
-    numbers["optimizer.learning_rate"] = jax.ShapeDtypeStruct((), jnp.float32, weak_type=True)
-    phases = run._phases(recipe, 0, 1)
-    epoch = functools.partial(run._chunk, recipe, phases, None)
-    test = functools.partial(evaluation.sums, recipe)
-    evaluate = lambda state, images, labels: test(state, images, labels, recipe.evaluation.views)
+    state, train_set = jax.eval_shape(lambda: training.init(recipe)), arrays(4 * batch_size)
+    shared, values = compiled.shared(recipe), compiled.numbers(recipe)
+    epoch = functools.partial(compiled.epochs, shared, compiled.phases(recipe, 0, 1), None)
+    evaluate = lambda state, images, labels: evaluation.sums(
+        recipe, training.evaluated_weights(state), images, labels, recipe.evaluation.views
+    )
     return {
-        "epoch": normal_form(epoch, numbers, state, arrays(count), arrays(12)),
+        "epoch": normal_form(epoch, values, state, train_set, arrays(12), None),
         "evaluation": normal_form(evaluate, state, *arrays(20)),
     }
 

@@ -14,13 +14,16 @@ PACKAGES: dict[str, list[str]] = {
     "errors": [],
     "process": [],
     "recipe": [],
-    "models": ["kernels", "layers", "*", "counts"],  # * are the architectures, which may import each other
+    "models": ["kernels", "layers", "embedding", "*", "counts"],  # * are the architectures, which may import each other
     "training": [
-        "policies", "augment", "losses", "optimizers", "parameter_groups", "schedules", "step", "metrics", "evaluation",
-        "check",
+        "keys", "policies", "augment", "losses", "optimizers", "schedules", "parameter_groups", "update", "state",
+        "gradients", "objectives", "selection", "averaging", "step", "metrics", "evaluation", "check",
     ],
-    "data": ["store", "arrays"],
-    "runs": ["checkpoint", "devices", "log", "workdir", "pretrained", "fit"],
+    "data": ["source", "download", "cifar", "digits", "store", "check", "arrays"],
+    "runs": [
+        "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
+        "describe", "history", "stopping", "classifier", "workdir", "evaluate", "teacher", "pretrained", "loop", "fit",
+    ],
     "commands": ["*"],
     "cli": [],
     "__main__": [],
@@ -76,8 +79,19 @@ def test_imports_point_up(path):
 @pytest.mark.parametrize("path", [path for path in MODULES if package(path) in PURE], ids=name_of)
 def test_pure_packages_import_no_io(path):
     """`json` is allowed: it turns values into text, and touches nothing."""
-    allowed = {"jax", "flax", "optax", "ml_collections", "numpy", "cifar_jax", "typing", "collections", "functools"}
-    allowed |= {"dataclasses", "difflib", "inspect", "json", "math", "re"}
+    allowed = {
+        "contextlib",
+        "jax",
+        "flax",
+        "optax",
+        "ml_collections",
+        "numpy",
+        "cifar_jax",
+        "typing",
+        "collections",
+        "functools",
+    }
+    allowed |= {"dataclasses", "difflib", "enum", "inspect", "json", "math", "re"}
     assert {name.split(".")[0] for name in imports(path)} <= allowed
 
 

@@ -14,6 +14,7 @@ from cifar_jax import cli, process
 from cifar_jax.commands import train
 
 ROOT = Path(__file__).parent.parent
+LISTING = cli.load("list")
 
 
 def test_no_arguments_train_the_quickstart():
@@ -76,7 +77,7 @@ def test_the_quickstart_learns_and_names_the_next_commands(tmp_path, capsys):
     assert process.command_line("train", "--config=configs/cnn.py") in output
 
     assert cli.main(arguments) == 0
-    assert "is complete; nothing to do" in capsys.readouterr().out
+    assert "is complete; nothing to train" in capsys.readouterr().out
 
     assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", "--split=validation"]) == 0
     assert "validation accuracy" in capsys.readouterr().out
@@ -103,25 +104,121 @@ def test_metrics_lines_have_every_field(tmp_path, capsys):
         "images_per_second",
     ]
     environment = json.loads((workdir / "environment.json").read_text())
-    assert {"packages", "devices", "data_digest", "classes"} <= environment.keys()
+    assert {"packages", "devices", "classes"} <= environment.keys()
     evaluation = json.loads((workdir / "evaluation.json").read_text())
     assert sum(map(sum, evaluation["confusion_matrix"])) == evaluation["count"]
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [([], {}), (["--evaluate=validation"], {"evaluate": "validation"}), (["--evaluate=none"], {"evaluate": None})],
+    [
+        ([], {}),
+        (["--evaluate=validation"], {"evaluate": "validation"}),
+        (["--evaluate=none"], {"evaluate": None}),
+        (["--resume"], {"resume": True}),
+    ],
 )
-def test_the_split_of_the_last_evaluation_reaches_fit(flags, expected, tmp_path, monkeypatch):
+def test_flags_reach_fit_only_where_they_are_given(flags, expected, tmp_path, monkeypatch):
     given = {}
 
     def fit(recipe, workdir, data_dir, **options):
         given.update(options)
-        return cj.Run(recipe, None, (), [], workdir, None)
+        return cj.Run(recipe, None, (), [], workdir, None, {})
 
     monkeypatch.setattr(cj, "fit", fit)
     assert cli.main(["train", f"--workdir={tmp_path}", *flags]) == 0
     assert given == expected
+
+
+def test_a_run_that_a_callback_stopped_goes_on_with_resume(tmp_path, capsys):
+    arguments = ["train", f"--workdir={tmp_path / 'run'}", "--config.epochs=3", "--config.model.width=4"]
+    options = cli.parse(arguments)
+    recipe = cj.load_recipe(options.config, options.changes)
+    stop = cj.fit(recipe, options.workdir, callbacks=[lambda event: event.step > 0], stoppable=True, progress=False)
+    assert stop.reason == "stopped"
+    assert cli.main(arguments) == 0
+    assert "is complete; nothing to train" in capsys.readouterr().out
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert "is complete" not in capsys.readouterr().out
+    assert cj.load_run(tmp_path / "run").history[-1]["epoch"] == 3
+
+
+# --- list and describe ---
+
+
+def listed(capsys, *arguments):
+    """The lines that `list` prints, each split where two spaces or more stand."""
+    assert cli.main(["list", *arguments]) == 0
+    return [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("kind", LISTING.KINDS[:-1])
+def test_list_describes_everything_in_one_line(kind, capsys):
+    rows = listed(capsys, kind)
+    names, texts = zip(*rows, strict=True)
+    if kind == "recipes":
+        assert set(names) == {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")} - {"configs/base.py"}
+    else:
+        assert list(names) == list(LISTING.table(kind))
+    for text in texts:  # whole sentences: no bracket or quotation is cut open
+        assert len(text) > 10
+        assert text.count("(") == text.count(")")
+        assert text.count('"') % 2 == text.count("`") % 2 == 0
+
+
+def test_list_runs_tells_status_accuracy_and_differences(tmp_path, capsys):
+    train = ["train", "--config.epochs=1", "--config.model.width=4", "--config.batch_size=256"]
+    assert cli.main([*train, f"--workdir={tmp_path / 'one'}"]) == 0
+    assert cli.main([*train, f"--workdir={tmp_path / 'deep/two'}", "--config.seed=1", "--evaluate=none"]) == 0
+    accuracy = json.loads((tmp_path / "one" / "evaluation.json").read_text())["accuracy"]
+    capsys.readouterr()
+    heading, two, one = listed(capsys, "runs", str(tmp_path))
+    assert heading == ["run", "status", "accuracy", "seed"]
+    assert one == ["one", "finished", f"test {accuracy:.2%}", "0"]
+    assert two == ["deep/two", "finished", "1"]  # no accuracy
+    (tmp_path / "one" / "run.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"one.run\.json is damaged"):
+        assert [row[0] for row in listed(capsys, "runs", str(tmp_path))] == ["run", "deep/two"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["list", "modles"], "'modles' cannot be listed; did you mean 'models'?"),
+        (["list", "models", "runs"], "'list models' takes no folder, and 'runs' was given"),
+        (["list", "runs", "nowhere"], "'nowhere' holds no runs; train one with --workdir=nowhere/NAME"),
+        (["describe", "resnet81"], "'resnet81' is neither a recipe file nor a model; did you mean 'resnet18'?"),
+        (["describe", "configs/resnet81.py"], "recipe 'configs/resnet81.py' is not a file"),
+        (
+            ["describe", "cnn", "--config.model.widht=3"],
+            "recipe field 'model.widht' is unknown to model 'cnn'; did you mean 'width'",
+        ),
+        (["evaluate", "--workdir=x", "--config.seed=1"], "--config.seed=1 sets a recipe field, which only"),
+        (["lsit"], "command 'lsit' is unknown; did you mean 'list'?"),
+    ],
+)
+def test_mistakes_are_answered_in_one_sentence(arguments, sentence, capsys):
+    try:
+        code = cli.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (code, line[: 7 + len(sentence)]) == (2, f"error: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("cnn", "579,402"), ("configs/cnn.py", "579,402"), ("resnet20", "269,722")]
+)
+def test_describe_counts_a_recipe_or_a_model(name, parameters, capsys):
+    assert cli.main(["describe", name]) == 0
+    output = capsys.readouterr().out
+    assert re.search(rf"^parameters +{parameters}$", output, re.M)
+    assert re.search(r"^multiply-adds +[\d,]+ ", output, re.M)
+
+
+def test_describe_takes_fields(capsys):
+    assert cli.main(["describe", "cnn", "--config.model.width=4"]) == 0
+    assert "579,402" not in capsys.readouterr().out
 
 
 # --- commands that the user is told to run ---
@@ -170,7 +267,7 @@ def test_the_next_commands_are_commands(tmp_path, monkeypatch):
 def test_every_command_in_the_readme_is_one():
     """Fields and flags as they are spelled there."""
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    found = re.findall(r"^python launch\.py (.*)", text, re.M)
+    found = re.findall(r"^\.venv/bin/python launch\.py (.*)", text, re.M)
     assert len(found) >= 3
     for line in found:
         arguments = shlex.split(line, comments=True)

@@ -145,16 +145,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         cj.fit(recipe, tmp_path, data=DATA, schedule=explode_late, progress=False)
     run = cj.load_run(tmp_path, schedule=explode_late)
     assert run.state.step == 12
-    assert all(np.isfinite(leaf).all() for leaf in run.state.params["Dense_0"].values())
+    assert all(np.isfinite(leaf).all() for leaf in run.state.params["head"].values())
     assert [line["epoch"] for line in run.history] == [1, 2]
     assert not (tmp_path / "evaluation.json").exists()
 
 
-def test_a_checkpoint_of_another_model_is_not_damage(tmp_path):
+def test_a_changed_recipe_json_is_told(tmp_path):
     cj.fit(made.recipe(epochs=1, batch_size=16), tmp_path, data=DATA, progress=False)
     recipe = (tmp_path / "recipe.json").read_text()
     (tmp_path / "recipe.json").write_text(recipe.replace('"width": 4', '"width": 6'))
-    with pytest.raises(cj.InputError, match="another model"):
+    with pytest.raises(cj.InputError, match=r"recipe\.json is damaged, or was changed"):
         cj.load_run(tmp_path)
     assert not (tmp_path / "quarantine").exists()
 
@@ -199,7 +199,7 @@ def test_a_damaged_evaluation_is_written_anew(content, tmp_path):
 def test_what_is_json_but_no_recipe(content, tmp_path):
     (tmp_path / "recipe.json").write_text(content)
     with pytest.raises(cj.InputError, match=r"recipe\.json is damaged, it is not a recipe"):
-        cj.load_run(tmp_path)
+        cj.load_recipe(tmp_path / "recipe.json")
 
 
 @pytest.mark.parametrize("line", ["garbage", "3", '{"epoch": null}', "[]"])
@@ -207,10 +207,17 @@ def test_a_damaged_line_of_metrics_hides_no_other(line, tmp_path):
     cj.fit(made.recipe(epochs=4, batch_size=16), tmp_path, data=DATA, progress=False)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], line, *lines[2:]]) + "\n")
-    assert [line["epoch"] for line in cj.load_run(tmp_path).history] == [1, 3, 4]
-    (tmp_path / "evaluation.json").unlink()
-    with pytest.warns(UserWarning, match="lacks 1 of 4 epochs"):
-        cj.fit(made.recipe(epochs=4, batch_size=16), tmp_path, data=DATA, progress=False)
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl is damaged, or was changed"):
+        assert [line["epoch"] for line in cj.load_run(tmp_path).history] == [1, 3, 4]
+
+
+def test_a_resumed_run_tells_of_lines_that_are_lost(tmp_path):
+    recipe, options = made.recipe(epochs=4, batch_size=16), {"data": DATA, "progress": False}
+    cj.fit(recipe, tmp_path, callbacks=[lambda event: event.step == 12], stoppable=True, **options)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], "garbage"]) + "\n")
+    with pytest.warns(UserWarning, match="lacks 1 of 2 epochs"):
+        assert cj.fit(recipe, tmp_path, resume=True, **options).reason == "finished"
 
 
 def test_a_damaged_test_shard_shows_before_the_training(tmp_path, capsys, monkeypatch):
@@ -225,7 +232,7 @@ def test_a_damaged_test_shard_shows_before_the_training(tmp_path, capsys, monkey
 
 def test_splits_must_go_together(tmp_path):
     recipe = made.recipe(epochs=1, batch_size=16)
-    with pytest.raises(cj.InputError, match="it has 'train'"):
+    with pytest.raises(cj.InputError, match="data has no split 'test' to evaluate; it has 'train'"):
         cj.fit(recipe, tmp_path / "run", data={"train": DATA["train"]}, progress=False)
     other = {**DATA, "test": made.split(40, classes=4, size=9, seed=1)}
     with pytest.raises(cj.InputError, match="do not go together"):
@@ -247,7 +254,7 @@ def test_weights_that_the_last_step_spoilt_are_not_saved(validation, tmp_path):
 def test_a_complete_run_needs_no_data(tmp_path):
     """Nor the run that it started from."""
     cj.fit(made.recipe(epochs=1, batch_size=16), tmp_path / "first", data=DATA, progress=False)
-    recipe = made.recipe(epochs=1, batch_size=16, init_from=str(tmp_path / "first"), **{"data.name": "nowhere"})
+    recipe = made.recipe(epochs=1, batch_size=16, init_from=str(tmp_path / "first"), **{"data.name": "made"})
     run = cj.fit(recipe, tmp_path / "run", data=DATA, progress=False)
     shutil.rmtree(tmp_path / "first")
     assert cj.fit(recipe, tmp_path / "run", progress=False).evaluation.to_json() == run.evaluation.to_json()

@@ -64,7 +64,7 @@ def test_after_jax_the_rest_of_the_settings_is_made_with_one_warning(tmp_path):
 
 def test_the_package_gives_its_names_when_they_are_used():
     assert set(cj.__all__) <= set(dir(cj))
-    assert set(cj.__all__) == set(cj._MODULES)
+    assert set(cj.__all__) == set(cj.MODULES)
     for name in cj.__all__:
         assert getattr(cj, name).__name__ == name
     with pytest.raises(AttributeError, match="'cifar_jax' has no attribute 'fitt'"):
@@ -80,7 +80,7 @@ def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(cj.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {name.name: node.module for node in block.body for name in node.names}
-    assert seen == {name: f"cifar_jax.{module}" for name, module in cj._MODULES.items()}
+    assert seen == {name: f"cifar_jax.{module}" for name, module in cj.MODULES.items()}
 
 
 # --- signals ---

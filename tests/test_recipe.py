@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from cifar_jax import training
 from cifar_jax.errors import InputError
 from cifar_jax.models import MODELS
 from cifar_jax.models.cnn import CNN
 from cifar_jax.recipe import build, differences, flatten, freeze, from_json, override, parameters, to_json
-from cifar_jax.runs.fit import load_recipe
-from cifar_jax.training import step as train
+from cifar_jax.runs.recipes import load_recipe
 from cifar_jax.training.check import check
 from tests import made
 
@@ -163,7 +163,7 @@ def test_build_answers_a_mistake_with_the_field_and_what_is_allowed(fields, answ
 
 def test_what_is_given_is_no_parameter_of_the_recipe():
     with pytest.raises(InputError, match=r"'model\.num_classes' is unknown to model 'cnn'"):
-        train.model(made.recipe({"model.num_classes": 3}))
+        training.model(made.recipe({"model.num_classes": 3}))
 
 
 def test_a_function_a_partial_or_a_module_may_stand_for_a_name():
@@ -202,7 +202,7 @@ def test_functions_are_written_as_their_names_and_cannot_be_built_from_them():
     json.dumps(values)
     assert to_json(made.recipe({"model.name": CNN(num_classes=4)}))["model"]["name"] == "cifar_jax.models.cnn.CNN"
     with pytest.raises(InputError, match="no part of cifar_jax"):
-        train.model(from_json(values))
+        training.model(from_json(values))
 
 
 def test_differences_are_one_line_a_field(base):

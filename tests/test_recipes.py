@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cifar_jax import training
 from cifar_jax.models import MODELS
-from cifar_jax.recipe import differences, flatten, freeze, from_json, override, to_json
+from cifar_jax.recipe import differences, flatten, freeze, from_json, resolve, to_json
 from cifar_jax.runs.devices import jit
-from cifar_jax.runs.fit import load_recipe
+from cifar_jax.runs.recipes import load_recipe
 from cifar_jax.training import evaluation
-from cifar_jax.training import step as train
 from cifar_jax.training.check import check
 from tests import made
 from tests.models.test_models import TINY
@@ -48,7 +48,6 @@ def small(name):
     pixels, share = made.SIZE / 32, STEPS / recipe.epochs
     steps = (50_000 - recipe.data.validation) // recipe.batch_size * recipe.epochs
     changes = {
-        "data": {"num_classes": made.CLASSES, "image_shape": (made.SIZE, made.SIZE, 3), "train_count": made.COUNT},
         "dtype": "float32",
         "epochs": STEPS,
         "batch_size": made.COUNT,
@@ -67,7 +66,7 @@ def small(name):
         changes[f"optimizer.{rate}"] = recipe.optimizer[rate] * made.COUNT / recipe.batch_size
     if "milestones" in recipe.schedule:
         changes["schedule.milestones"] = tuple(milestone * share for milestone in recipe.schedule.milestones)
-    return freeze(override(recipe, changes))
+    return made.resolved(recipe, changes)
 
 
 @functools.cache
@@ -81,13 +80,15 @@ def run(name):
 
     def program(images, labels):
         def epoch(state, _):
-            state, sums = train.train_epoch(recipe, state, images, labels)
+            state, sums = training.train_epoch(recipe, state, images, labels)
             return state, (state, sums)
 
         def loss(state):
-            return evaluation.sums(recipe, state, images, labels, "one")["loss_sum"] / len(labels)
+            return evaluation.sums(recipe, training.evaluated_weights(state), images, labels, "one")["loss_sum"] / len(
+                labels
+            )
 
-        start = train.init(recipe)
+        start = training.init(recipe)
         last, (states, sums) = jax.lax.scan(epoch, start, length=STEPS)
         losses = jax.lax.map(loss, jax.tree.map(lambda *pair: jnp.stack(pair), start, last))
         return start, states, sums, losses
@@ -113,8 +114,8 @@ def test_a_recipe_comes_back_from_json(name):
 def test_a_recipe_fits_cifar10_in_full_size(name):
     """As on a GPU, in bfloat16, without computing anything."""
     count = 50_000 - load(name).data.validation
-    data = {"data.num_classes": 10, "data.image_shape": (32, 32, 3), "data.train_count": count}
-    check(freeze(load(name, {**data, "dtype": "bfloat16"})))
+    facts = {"data.num_classes": 10, "data.image_shape": (32, 32, 3), "data.train_count": count}
+    check(resolve(load(name, {"dtype": "bfloat16"}), facts))
 
 
 @every_recipe

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import cifar_jax as cj
-from cifar_jax.runs import log
+from cifar_jax.runs import log, programs
 from tests import made
 
 ROOT = Path(__file__).parent.parent
@@ -79,13 +79,9 @@ def stop_after(epoch, monkeypatch):
             "augment.alternating_flip": 1,
             "augment.randaugment": 3.0,
             "augment.mixup": 0.2,
-            "groups": (("Conv.*", 1.0, 1.0), ("Dense.*", 0.5, 1.0)),
+            "groups": (("Conv.*", 1.0, 1.0), ("(Dense|head).*", 0.5, 1.0)),
         },
-        {
-            "model": {"name": "convnet", "widths": (4,), "convolutions": (1,)},
-            "progressive_resizing": ((0.5, 1), (0.75, 3)),
-            "chunk_epochs": 2,
-        },
+        {"part_steps": 2, "checkpoint.every_minutes": 0.0, "average": {"decay": 0.0, "start_epoch": 2}},
     ],
     ids=[
         "each epoch",
@@ -95,7 +91,7 @@ def stop_after(epoch, monkeypatch):
         "early stopping in chunks",
         "weight averaging",
         "lookahead",
-        "progressive resizing in chunks",
+        "parts of epochs",
     ],
 )
 @pytest.mark.parametrize("epoch", [1, 4])
@@ -254,7 +250,8 @@ def test_images_in_any_number_take_few_programs_and_get_the_same_logits():
         found = run.logits(images[:count])
         assert found.shape == (count, 4)
         np.testing.assert_allclose(found, every[:count], rtol=1e-5, atol=1e-5)
-    assert run._program(run.recipe.evaluation.views)._cache_size() == 5  # 1, 2, 4, 8, 16
+    program = programs.logits_program(programs.shared(run.recipe), run.recipe.evaluation.views)
+    assert program._cache_size() == 5  # 1, 2, 4, 8, 16
 
 
 def test_logits_are_those_of_the_evaluation(tmp_path):
@@ -348,7 +345,7 @@ def test_ctrl_c_and_sigterm_leave_a_resumable_run(number, unbroken, tmp_path):
         assert process.returncode == 128 + number
         assert "Traceback" not in stderr
         sentence = stderr.rstrip().splitlines()[-1]
-        saved = re.fullmatch(r"stopped; step (\d+) of 80 is saved, and the same command resumes there", sentence)
+        saved = re.fullmatch(r"stopped; step (\d+) is saved, and the same command resumes there", sentence)
         manifests = [int(path.stem) for path in (tmp_path / "run" / "manifests").glob("*.json")]
         if saved:
             assert int(saved[1]) == max(manifests)
@@ -377,7 +374,7 @@ def test_a_signal_ends_the_process_at_any_moment(trial, unbroken, tmp_path):
         pytest.fail(f"{number!r} after {moment:.3f} s was ignored: {process.communicate()[1]}")
     told = f"{number!r} after {moment:.3f} of {seconds:.3f} s: exit code {process.returncode}, {stderr[-500:]}"
     if process.returncode == 0:  # the run was over before the signal came
-        assert (tmp_path / "run" / "evaluation.json").exists(), told
+        assert cj.load_run(tmp_path / "run").evaluation, told
     elif process.returncode != -number:  # the system's own behaviour, before the first line of ours and after the last
         assert process.returncode == 128 + number, told
         assert stderr.splitlines()[-1].startswith("stopped"), told

@@ -18,6 +18,7 @@ SCRIPT = """
 import json, sys
 import cifar_jax as cj
 import jax, numpy as np
+from cifar_jax import training
 from cifar_jax.runs import devices, fit as run
 from tests import made
 
@@ -25,7 +26,7 @@ data = {"train": made.split(96, classes=4, size=8, seed=0), "test": made.split(4
 recipe = made.recipe(
     epochs=2, batch_size=16, dtype="float32",
     model={"name": "resnet18", "width": 4, "stages": (1, 1), "activation": "gelu"},
-    optimizer={"name": "sgd", "learning_rate": 0.05}, progressive_resizing=((0.75, 1),),
+    optimizer={"name": "sgd", "learning_rate": 0.05},
     **{"data.validation": 20, "evaluation.batch_size": 1000, "augment.crop": 1},
 )
 results = []
@@ -44,7 +45,10 @@ text = devices.jit(lambda x: jax.lax.with_sharding_constraint(x, placement.batch
 results[1]["split"] = [list(shard.data.shape) for shard in text.compile()(np.ones((16, 3))).addressable_shards]
 mlp = lambda units: {"name": "mlp", "widths": (units,)}
 selecting = made.recipe({"selection.share": 0.5, "batch_size": 32}, model=mlp(37), proxy=mlp(11))
-step = lambda state, images, labels: run.train.train_step(selecting, state, images, labels, labels, placement.batch)
+constrain = devices.constraint(placement.batch)[0]
+def step(state, images, labels):
+    batch = training.Batch(images, labels, labels, 0)
+    return training.train_step(selecting, state, batch, constrain=constrain)
 split = data["train"].images[:32], data["train"].labels[:32]
 text = devices.jit(step).lower(made.init(selecting), *map(jax.device_put, split, [placement.batch] * 2)).compile()
 results[1]["selected"] = [f"f32[{rows},37]" in text.as_text() for rows in (2, 16)]

@@ -19,21 +19,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluate", choices=("test", "validation", "none"), help="split of the one evaluation at the end; test"
     )
+    parser.add_argument("--resume", action="store_true", help="continue a run that a callback stopped")
 
 
 def run(options: argparse.Namespace) -> int:
     global _workdir
     _workdir = workdir = workdir_of(options)
     recipe = cj.load_recipe(options.config, options.changes)
-    before = is_complete(workdir)
-    chosen: dict[str, Any] = (
-        {"evaluate": None if options.evaluate == "none" else options.evaluate} if options.evaluate else {}
-    )
+    before = read_record(workdir)
+    chosen: dict[str, Any] = {}
+    if options.evaluate:
+        chosen["evaluate"] = None if options.evaluate == "none" else options.evaluate
+    if options.resume:
+        chosen["resume"] = True
     trained = cj.fit(recipe, workdir, data_dir=options.data_dir, **chosen)
-    if before:
-        print(f"the run in {workdir} is complete; nothing to do")
-    if trained.evaluation is not None:
-        print(trained.evaluation)
+    if before.get("complete") and before.get("step") == read_record(workdir).get("step"):
+        print(f"the run in {workdir} is complete; nothing to train")
+    print(trained.evaluation or trained)
     print(f"\nThe run is in {workdir}. Next:")
     for command in next_commands(workdir, trained.recipe.data.name):
         print(f"  {command}")
@@ -64,17 +66,17 @@ def last_words() -> str:
     """What a signal leaves of the run, in one sentence, from the files of its workdir. Imports nothing."""
     if _workdir is None:
         return "stopped"
-    if is_complete(_workdir):
+    if read_record(_workdir).get("complete"):
         return f"stopped; the run in {_workdir} is complete"
     steps = [int(path.stem) for path in _workdir.glob("manifests/*.json") if path.stem.isdecimal()]
     if not steps:
         return "stopped before anything was saved; the same command starts anew"
-    total = ""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, ZeroDivisionError):
-        recipe = json.loads((_workdir / "recipe.json").read_text())
-        total = f" of {recipe['epochs'] * (recipe['data']['train_count'] // recipe['batch_size'])}"
-    return f"stopped; step {max(steps)}{total} is saved, and the same command resumes there"
+    return f"stopped; step {max(steps)} is saved, and the same command resumes there"
 
 
-def is_complete(workdir: Path) -> bool:
-    return (workdir / "evaluation.json").exists()
+def read_record(workdir: Path) -> dict[str, Any]:
+    """run.json; {} where it is missing or damaged. `runs.workdir` checks it, but imports jax."""
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads((workdir / "run.json").read_text())
+        return record if isinstance(record, dict) else {}
+    return {}

@@ -1,31 +1,38 @@
-"""A prepared TFDS data set -> uint8 arrays in memory, checked, split.
+"""Data sets as uint8 arrays in memory, checked: a prepared TFDS data set (`load`) or the caller's own (`dataset`).
 
 Reading and decoding CIFAR-10 through TFDS takes 7 s; the arrays are cached once and memory-mapped from then
 on. What is in them is named by one digest, recomputed at every start: a run is a function of its seed and
 this digest.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from cifar_jax.data.store import cache_dir, prepare, quiet
-from cifar_jax.errors import InputError
+from cifar_jax.data.check import checked_arrays, checked_classes, first_outside, numbered_classes
+from cifar_jax.data.store import prepare, quiet
+from cifar_jax.errors import InputError, nearest
+from cifar_jax.process import cache_dir
 
 # Content digests (see `load`) of data sets that are the same for everyone.
 KNOWN_DIGESTS = {
     ("cifar10", "train"): "6a3b2c04d0a79ce272dcdacaf0bc440275db5a8cbe3717521a28fada2ea0d2ed",
     ("cifar10", "test"): "65a6ffe079453e514083f99356b35e02cbfd581b4951e3937fae188974b79f39",
 }
+
+SPLITS = ("train", "validation", "test")  # the names that `splits` takes
 
 
 @dataclass(frozen=True)
@@ -37,11 +44,11 @@ class Split:
     classes: tuple[str, ...]
     digest: str  # of images and labels, see `load`
     name: str
-    split: str
+    split: str  # empty where it is not known, see `dataset`
 
 
 def load(name: str, split: str, data_dir: str | Path | None = None, progress: bool = True) -> Split:
-    """One whole split of the data set `name`, prepared first if need be (see `datasets.prepare`).
+    """One whole split of the data set `name`, prepared first if need be (see `store.prepare`).
 
     The digest is sha256 over the sorted sha256 digests of each example's `image bytes + label`, the label as
     one byte, or as the fewest little-endian bytes that hold the largest class where there are more than 256.
@@ -78,6 +85,62 @@ def load(name: str, split: str, data_dir: str | Path | None = None, progress: bo
     return loaded
 
 
+def dataset(images: Any, labels: Any, classes: Sequence[str] | None = None, name: str | None = None) -> Split:
+    """A split made of the caller's own arrays, in the order given.
+
+    images: uint8 [N, H, W, C]. labels: integers [N], indices into `classes`. classes: unique names; without
+    them the classes are "0" to the largest label. The digest is that of `load`, so it does not depend on the
+    order. A writable array is copied, so that a later change cannot contradict the digest; a read-only one,
+    such as a memory map with mode="r", is shared.
+
+    Raises InputError for arrays of another type or shape, a label outside the classes, or unusable names.
+    """
+    images, labels = checked_arrays(images, labels)
+    names = numbered_classes(labels) if classes is None else checked_classes(classes)
+    if (bad := first_outside(labels, len(names))) is not None:
+        raise InputError(f"labels[{bad}] is {labels[bad]}; labels must be in 0..{len(names) - 1}")
+    images, labels = _read_only(images, np.uint8), _read_only(labels, np.int32)
+    digest = _content_digest(sorted(_example_digests(images, labels, len(names))))
+    return Split(images, labels, names, digest, name or "arrays", "")
+
+
+def splits(data: Mapping[str, Split | tuple[Any, Any]]) -> dict[str, Split]:
+    """The caller's own data, checked: "train", and "validation" or "test", each a Split or a tuple (images, labels).
+
+    A tuple becomes a Split by `dataset`, with the classes of "train" where that is a Split; otherwise the
+    classes are "0" to the largest label of all tuples.
+
+    Raises InputError where "train" is missing, a name is unknown, `dataset` refuses a tuple, or the splits
+    differ in their classes or in the shape of an image.
+    """
+    if not isinstance(data, Mapping):
+        raise InputError(f"data must be a mapping from 'train' and 'test' to splits, not {type(data).__name__}")
+    if unknown := [name for name in data if name not in SPLITS]:
+        raise InputError(f"data has an unknown split {unknown[0]!r}{nearest(str(unknown[0]), SPLITS)}")
+    if "train" not in data:
+        raise InputError(f"data needs the split 'train'; it has {', '.join(map(repr, data)) or 'none'}")
+    tuples, numbered = {}, []
+    for name, given in data.items():
+        if isinstance(given, Split):
+            continue
+        if not (isinstance(given, tuple) and len(given) == 2):
+            raise InputError(
+                f"data[{name!r}] is of type {type(given).__name__}; it must be a Split or a tuple (images, labels)"
+            )
+        with _naming(name):
+            tuples[name] = checked_arrays(*given)
+            numbered.append(numbered_classes(tuples[name][1]))
+    train = data["train"]
+    classes = train.classes if isinstance(train, Split) else max(numbered, key=len)
+    made = {}
+    for name, given in data.items():
+        with _naming(name):
+            made[name] = replace(given if isinstance(given, Split) else dataset(*tuples[name], classes), split=name)
+    for split in made.values():
+        _check_together(made["train"], split)
+    return made
+
+
 def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A stratified split: (train indices, validation indices), both sorted int32; exactly `count` are held
     out.
@@ -106,6 +169,46 @@ def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
     return np.flatnonzero(~held).astype(np.int32), np.flatnonzero(held).astype(np.int32)
 
 
+def _read_only(array: np.ndarray, dtype: type) -> np.ndarray:
+    """The array itself if it cannot be written, else a copy."""
+    result: np.ndarray = np.array(array, dtype, order="C", copy=True if array.flags.writeable else None)
+    result.setflags(write=False)
+    return result
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """An InputError raised within it begins with the name of the split."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"data[{name!r}]: {error}") from error
+
+
+def _check_together(train: Split, other: Split) -> None:
+    if other.images.shape[1:] != train.images.shape[1:]:
+        raise InputError(
+            f"the splits do not go together: train has images of {train.images.shape[1:]}, {other.split} of"
+            f" {other.images.shape[1:]}; all must have one shape"
+        )
+    told = lambda name: "absent" if name is None else repr(name)
+    differing = [
+        f"class {index} is {told(ours)} in train and {told(theirs)} in {other.split}"
+        for index, (ours, theirs) in enumerate(zip_longest(train.classes, other.classes))
+        if ours != theirs
+    ]
+    if differing:
+        more = f", and so on for {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise InputError(
+            f"the splits do not go together: {', '.join(differing[:3])}{more}; all splits must have the same classes"
+            " in the same order"
+        )
+
+
+def _content_digest(sorted_digests: list[bytes]) -> str:
+    return hashlib.sha256(b"".join(sorted_digests)).hexdigest()
+
+
 def _example_digests(images: np.ndarray, labels: np.ndarray, classes: int) -> list[bytes]:
     width = max(1, ((classes - 1).bit_length() + 7) // 8)
     return [
@@ -124,7 +227,7 @@ def _read(folder: Path, name: str, split: str, progress: bool) -> Split:
         info = builder.info.splits[split]
         _check_shards(info.filepaths, info.shard_lengths, folder)
         source = builder.as_data_source(split)
-        images, labels = np.empty(0, np.uint8), np.empty(len(source), np.int32)
+        images, labels = np.empty(0, np.uint8), np.empty(len(source), np.int64)
         for index in tqdm(range(len(source)), f"read {name} {split}", unit=" images", disable=not progress):
             try:
                 example = source[index]
@@ -141,14 +244,15 @@ def _read(folder: Path, name: str, split: str, progress: bool) -> Split:
                 )
             images[index], labels[index] = image, example["label"]
         classes = tuple(builder.info.features["label"].names)
-    if np.min(labels) < 0 or np.max(labels) >= len(classes):
+    if (bad := first_outside(labels, len(classes))) is not None:
         raise InputError(
-            f"split {split!r} in {folder} has labels outside its {len(classes)} classes: -1 marks unlabelled"
+            f"split {split!r} in {folder} has the label {labels[bad]}; labels must be in 0..{len(classes) - 1}, and -1"
+            " marks unlabelled examples: prepare it again from labelled examples"
         )
     digests = _example_digests(images, labels, len(classes))
     order = sorted(range(len(digests)), key=digests.__getitem__)
-    digest = hashlib.sha256(b"".join(digests[index] for index in order)).hexdigest()
-    images, labels = images[order], labels[order]
+    digest = _content_digest([digests[index] for index in order])
+    images, labels = images[order], labels[order].astype(np.int32)
     images.setflags(write=False)
     labels.setflags(write=False)
     return Split(images, labels, classes, digest, name, split)
@@ -223,7 +327,7 @@ def _from_cache(fingerprint: str, name: str, split: str) -> Split | None:
         if images.shape == shape and labels.shape == shape[:1]:
             # In the canonical order the digests are sorted already; any other order gives another digest.
             digests = _example_digests(images, labels, len(classes))
-            if hashlib.sha256(b"".join(digests)).hexdigest() == digest:
+            if _content_digest(digests) == digest:
                 return Split(images, labels, classes, digest, name, split)
     except (OSError, ValueError, EOFError, OverflowError):
         pass

@@ -1,4 +1,4 @@
-"""TFDS data sets without TensorFlow: where a prepared one lies, and how CIFAR and digits are prepared.
+"""TFDS data sets without TensorFlow: where a prepared one lies, and how one is prepared.
 
 The stock CIFAR builders need TensorFlow to read their files, to encode PNGs and to unpack archives. The
 builders here have the same name, version and features, take the bytes with the standard library and Pillow,
@@ -11,55 +11,27 @@ prepared: TFDS takes 0.35 s to import, and its own search for a data set that is
 
 import contextlib
 import fcntl
-import hashlib
 import http.client
 import io
 import json
 import os
 import re
-import socket
-import tarfile
-import threading
 import urllib.error
-import urllib.parse
-import urllib.request
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
+from cifar_jax.data.cifar import CIFAR10, CIFAR100
+from cifar_jax.data.digits import DIGITS
+from cifar_jax.data.download import download
+from cifar_jax.data.source import Contents, Source
 from cifar_jax.errors import InputError, nearest
 from cifar_jax.process import cache_dir
 
-CONNECT_SECONDS = 1.5  # name look-up and TCP connection together; an offline machine answers within 2 s
-READ_SECONDS = 30.0  # silence after which a download counts as cut off
-
-
-@dataclass(frozen=True)
-class Contents:
-    """A whole data set in memory, before it is written.
-
-    splits: split name -> (images uint8 [N, H, W, 3], {label feature: integers [N]})
-    classes: label feature -> class names
-    """
-
-    splits: dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]
-    classes: dict[str, list[str]]
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set that can be prepared here. Without a `url` its data come with an installed package."""
-
-    version: str
-    builder: Callable[[str], type]  # name -> the TFDS builder class that gives name, features and citation
-    read: Callable[[Path], Contents]  # the downloaded archive -> its contents
-    url: str = ""
-    sha256: str = ""
+DATASETS = {"cifar10": CIFAR10, "cifar100": CIFAR100, "digits": DIGITS}
 
 
 def find(name: str, data_dir: str | Path | None = None) -> Path | None:
@@ -102,20 +74,20 @@ def prepare(name: str, data_dir: str | Path | None = None, progress: bool = True
                 f"{nearest(base, list(DATASETS))}; prepare any other image data set with TFDS, as"
                 f" download_and_prepare(file_format='array_record'), and set --data_dir or TFDS_DATA_DIR"
             )
-        dataset = DATASETS[base]
-        embedded = not dataset.url and not data_dir
+        source = DATASETS[base]
+        embedded = not source.url and not data_dir
         target = cache_dir() / "tensorflow_datasets" if embedded else _root(data_dir)
         origin = "--data_dir" if data_dir else "XDG_CACHE_HOME" if embedded else "TFDS_DATA_DIR"
         try:
             with _locked(target / "downloads", base):
                 # Another process may have prepared it while this one waited.
-                folder = find(name, data_dir) or _make(base, dataset, target, progress)
+                folder = find(name, data_dir) or _make(base, source, target, progress)
         except (OSError, RuntimeError) as error:  # the record writer tells of a full disk by RuntimeError
             reason = getattr(error, "strerror", None) or error
             raise InputError(
                 f"data set {base!r} cannot be prepared in {target} ({origin}): {reason};"
                 " set --data_dir or TFDS_DATA_DIR to a folder that can be written, or to one that holds"
-                f" {base}/{dataset.version}"
+                f" {base}/{source.version}"
             ) from error
     form = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
     if form != "array_record":
@@ -170,103 +142,25 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _make(name: str, dataset: Dataset, target: Path, progress: bool) -> Path:
+def _make(name: str, source: Source, target: Path, progress: bool) -> Path:
     """Downloads if need be, then writes `<target>/<name>/<version>`."""
-    archive = target / "downloads" / dataset.url.rpartition("/")[2]
-    if dataset.url:
+    archive = target / "downloads" / source.url.rpartition("/")[2]
+    if source.url:
         try:
-            _download(dataset, archive, progress)
+            download(source.url, source.sha256, archive, progress)
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             raise InputError(
-                f"data set {name!r} is not prepared in {target} and cannot be downloaded from {dataset.url}"
+                f"data set {name!r} is not prepared in {target} and cannot be downloaded from {source.url}"
                 f" ({getattr(error, 'reason', None) or error}): connect (a download that was cut off goes on where it"
-                f" stopped), or set --data_dir or TFDS_DATA_DIR to a folder that holds {name}/{dataset.version}"
+                f" stopped), or set --data_dir or TFDS_DATA_DIR to a folder that holds {name}/{source.version}"
             ) from error
-    folder = _write(name, dataset, dataset.read(archive), target, progress)
-    if dataset.url:
+    folder = _write(name, source, source.read(archive), target, progress)
+    if source.url:
         archive.unlink()  # 162 MiB that are not needed again
     return folder
 
 
-def _download(dataset: Dataset, archive: Path, progress: bool) -> None:
-    """`dataset.url` -> `archive`, by way of `<archive>.part`; only bytes with the right checksum get the
-    name."""
-    part = archive.with_name(archive.name + ".part")
-    source = archive if archive.exists() else part
-    if source is part:
-        _check_connection(dataset.url)
-        _fetch(dataset.url, part, progress)
-    with open(source, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != dataset.sha256:
-        source.unlink()
-        raise InputError(
-            f"the download from {dataset.url} has sha256 {found} where {dataset.sha256} was expected; it was removed:"
-            " start again, and if this repeats, something between here and the server changes the file"
-        )
-    os.replace(source, archive)
-
-
-def _check_connection(url: str) -> None:
-    """Raises TimeoutError or another OSError unless the server (or its proxy) accepts a connection at once.
-
-    A look-up of a name has no time limit of its own and takes up to minutes without a network, so it runs in
-    a thread that is left behind.
-    """
-    parts = urllib.parse.urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme, "")
-    if proxy and not urllib.request.proxy_bypass(parts.netloc):
-        parts = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    address = (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
-    outcome: list[OSError | None] = []
-
-    def connect() -> None:
-        try:
-            socket.create_connection(address, timeout=CONNECT_SECONDS).close()
-            outcome.append(None)
-        except OSError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    if not outcome:
-        raise TimeoutError(f"no answer from {address[0]} within {CONNECT_SECONDS} s")
-    if outcome[0] is not None:
-        raise ConnectionError(f"{address[0]}: {outcome[0].strerror or outcome[0]}")
-
-
-def _fetch(url: str, part: Path, progress: bool) -> None:
-    """Appends to `part` what it still lacks of `url`; starts it again where the server does not serve ranges.
-
-    Raises URLError, HTTPException, ConnectionError or TimeoutError; what has come by then stays in `part`.
-    """
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=READ_SECONDS)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing lies beyond what is there: the checksum says whether it is right
-            return
-        raise ConnectionError(f"HTTP {error.code} {error.reason}") from error
-    with response:
-        resumed = response.status == 206
-        have = have if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with (
-            open(part, "ab" if resumed else "wb") as file,
-            tqdm(desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=not progress) as bar,
-        ):
-            while block := response.read(1 << 18):
-                file.write(block)
-                have += len(block)
-                bar.update(len(block))
-    if total is not None and have < total:
-        raise ConnectionError(f"cut off after {have:,} of {total:,} bytes")
-
-
-def _write(name: str, dataset: Dataset, contents: Contents, target: Path, progress: bool) -> Path:
+def _write(name: str, source: Source, contents: Contents, target: Path, progress: bool) -> Path:
     """Contents -> a TFDS folder in array_record form, written beside its final name and renamed when
     complete."""
     with quiet():
@@ -276,7 +170,7 @@ def _write(name: str, dataset: Dataset, contents: Contents, target: Path, progre
         total = sum(len(images) for images, _ in contents.splits.values())
         bar = tqdm(desc=f"prepare {name}", total=total, unit=" images", disable=not progress)
 
-        class Builder(dataset.builder(name), skip_registration=True):  # type: ignore[misc, call-arg]
+        class Builder(source.builder(name), skip_registration=True):  # type: ignore[misc, call-arg]
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
                 for feature, classes in contents.classes.items():
                     self.info.features[feature].names = classes
@@ -298,99 +192,3 @@ def _write(name: str, dataset: Dataset, contents: Contents, target: Path, progre
             config = tfds.download.DownloadConfig(try_download_gcs=False)
             builder.download_and_prepare(file_format="array_record", download_config=config)
         return Path(builder.data_path)
-
-
-def _stock_cifar(name: str) -> type:
-    from tensorflow_datasets.image_classification import cifar
-
-    return {"cifar10": cifar.Cifar10, "cifar100": cifar.Cifar100}[name]
-
-
-def _digits(_: str) -> type:
-    import tensorflow_datasets as tfds
-
-    class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self) -> Any:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description="1,797 handwritten digits of 8x8 pixels, each pixel enlarged to 4x4, grey as RGB.",
-                features=tfds.features.FeaturesDict(
-                    {
-                        "id": tfds.features.Text(),
-                        "image": tfds.features.Image(shape=(32, 32, 3)),
-                        "label": tfds.features.ClassLabel(num_classes=10),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-                homepage="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
-                citation="E. Alpaydin, C. Kaynak. Optical Recognition of Handwritten Digits, UCI, 1998.",
-            )
-
-    return Digits
-
-
-def _read_cifar(archive: Path, files: dict[str, tuple[str, ...]], classes: dict[str, str]) -> Contents:
-    """Source: https://www.cs.toronto.edu/~kriz/cifar.html, "binary version": label bytes, then 3x32x32 pixels
-    a record.
-
-    Read in memory by file name: nothing is unpacked, so a path in the archive cannot lead anywhere.
-    """
-    with tarfile.open(archive) as tar:
-        members = {Path(member.name).name: tar.extractfile(member) for member in tar if member.isfile()}
-        content = {name: file.read() for name, file in members.items() if file is not None}
-    splits = {}
-    for split, names in files.items():
-        joined = b"".join(content[name] for name in names)
-        records = np.frombuffer(joined, np.uint8).reshape(-1, len(classes) + 3 * 32 * 32)
-        images = records[:, len(classes) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        # strict=False: a record begins with one byte for each label, and goes on with the pixels.
-        splits[split] = (np.ascontiguousarray(images), dict(zip(classes, records.T, strict=False)))
-    return Contents(splits, {feature: content[name].decode().split() for feature, name in classes.items()})
-
-
-def _read_cifar10(archive: Path) -> Contents:
-    train = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-    return _read_cifar(archive, {"train": train, "test": ("test_batch.bin",)}, {"label": "batches.meta.txt"})
-
-
-def _read_cifar100(archive: Path) -> Contents:
-    # In the order of the two label bytes.
-    classes = {"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"}
-    return _read_cifar(archive, {"train": ("train.bin",), "test": ("test.bin",)}, classes)
-
-
-def _read_digits(_: Path) -> Contents:
-    """scikit-learn's copy: 1,797 x 8 x 8, values 0 to 16. Every fifth of a class is test: 360 of 1,797."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    small = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    images = np.repeat(small.repeat(4, axis=1).repeat(4, axis=2)[..., None], 3, axis=3)
-    by_class = np.argsort(bunch.target, kind="stable")
-    chosen = np.zeros(len(images), bool)
-    chosen[by_class[::5]] = True
-    splits = {
-        split: (images[mask], {"label": bunch.target[mask]}) for split, mask in (("train", ~chosen), ("test", chosen))
-    }
-    return Contents(splits, {"label": [str(digit) for digit in range(10)]})
-
-
-DATASETS = {
-    "cifar10": Dataset(
-        version="3.0.2",
-        builder=_stock_cifar,
-        read=_read_cifar10,
-        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-    ),
-    "cifar100": Dataset(
-        version="3.0.2",
-        builder=_stock_cifar,
-        read=_read_cifar100,
-        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-    ),
-    "digits": Dataset(version="1.0.0", builder=_digits, read=_read_digits),
-}

@@ -43,4 +43,4 @@ class CNN(nn.Module):
         if self.hidden:
             x = activate(nn.Dense(self.hidden, dtype=self.dtype)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes)(x.astype(jnp.float32))
+        return nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))

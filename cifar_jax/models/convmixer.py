@@ -61,7 +61,7 @@ class ConvMixer(nn.Module):
             x = block(self.kernel_size, self.activation, self.dtype, name=f"block{number + 1}")(x, train)
         x = x.mean((1, 2), dtype=jnp.float32)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes)(x)
+        return nn.Dense(self.num_classes, name="head")(x)
 
 
 convmixer256_8 = partial(ConvMixer, width=256, depth=8)

@@ -41,7 +41,7 @@ NORMALISATIONS: dict[str, Callable[..., Callable[[jax.Array], jax.Array]]] = {
     ),  # over groups of an image
 }
 
-HEADS: dict[str, Callable[[jax.Array], jax.Array]] = {
+REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "average": lambda x: x.mean((1, 2), dtype=jnp.float32).astype(x.dtype),
     "flatten": lambda x: x.reshape(x.shape[0], -1),
 }
@@ -62,7 +62,7 @@ class ConvNet(nn.Module):
     pooling: str = "max"  # max, average, or strided: the stage's last convolution has stride 2
     activation: str = "relu"
     normalisation: str = "batch"  # none, batch, layer, group
-    head: str = "average"  # over the image, or flatten
+    reduction: str = "average"  # over the image, or flatten
     hidden: int = 0  # units of a hidden layer before the last; 0 has none
     dropout: float = 0.1  # share dropped in training, after each pooling and after the hidden layer
     dtype: Any = jnp.float32
@@ -84,8 +84,8 @@ class ConvNet(nn.Module):
                 x = conv(features, (size, size), strides)(x)
                 x = activate(norm(features, train, self.dtype)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(pool(x))
-        x = choice("head", self.head, HEADS)(x)
+        x = choice("reduction", self.reduction, REDUCTIONS)(x)
         if self.hidden:
             x = activate(nn.Dense(self.hidden, dtype=self.dtype)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes)(x.astype(jnp.float32))
+        return nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))

@@ -38,3 +38,47 @@ def multiply_adds(jaxpr: Any) -> int:
 
 def _function(equation: Any) -> str:
     return equation.params["call_jaxpr"].jaxpr.debug_info.func_name
+
+
+def layers(
+    module: nn.Module, image_shape: tuple[int, int, int] = (32, 32, 3)
+) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """(path, class, output shape of one image, parameters) of each submodule that has parameters of its own, in the
+    order in which they are first called."""
+    outputs: dict[tuple[str, ...], tuple[str, tuple[int, ...]]] = {}
+
+    def record(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+        result = call(*arguments, **keywords)
+        if context.method_name == "__call__" and hasattr(result, "shape"):
+            outputs.setdefault(context.module.path, (type(context.module).__name__, result.shape[1:]))
+        return result
+
+    def start() -> Any:
+        with nn.intercept_methods(record):
+            return module.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
+
+    params = jax.eval_shape(start)["params"]
+    owned: dict[tuple[str, ...], int] = {}
+    for path, leaf in jax.tree.leaves_with_path(params):
+        owner = tuple(part.key for part in path[:-1])
+        owned[owner] = owned.get(owner, 0) + leaf.size
+    called = [path for path in outputs if path in owned]
+    return [("/".join(path) or "(model)", *outputs[path], owned[path]) for path in called]
+
+
+def saved_bytes(module: nn.Module, image_shape: tuple[int, int, int], batch_size: int) -> int:
+    """Bytes that the forward pass of a training step keeps for the backward pass, weights not counted, as JAX records
+    them: an upper estimate, because the compiler removes some."""
+    images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False))
+    rest = {name: value for name, value in variables.items() if name != "params"}
+
+    def forward(params: Any, rest: Any, images: Any) -> Any:
+        apply = lambda params: module.apply(
+            {"params": params, **rest}, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+        )
+        return jax.vjp(apply, params, has_aux=True)[1]
+
+    residuals = jax.tree.leaves(jax.eval_shape(forward, variables["params"], rest, images))
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables["params"]))
+    return max(0, sum(leaf.size * leaf.dtype.itemsize for leaf in residuals) - weights)

@@ -78,7 +78,7 @@ class DenseNet(nn.Module):
                 x = average_pool(x)
         x = activate(norm(name="last_norm")(x))
         x = x.mean((1, 2), dtype=jnp.float32)
-        return nn.Dense(self.num_classes)(x)
+        return nn.Dense(self.num_classes, name="head")(x)
 
 
 densenet_bc100_12 = partial(DenseNet, depth=100, growth=12)

@@ -3,11 +3,12 @@
 XLA's CPU compiler has fast convolutions only for the canonical layouts (images NHWC, kernels HWIO). The gradients that
 autodiff makes are not in that form inside a loop and run 16 to 80 times slower there (jax issue 12868), and the
 gradient of `reduce_window` becomes select-and-scatter, 20 times slower than the pooling below. So these layers state
-their gradients themselves, and so do batch normalisation and GELU, to move less memory: reverse mode only (`jax.jvp` of
-them is refused). On other platforms the convolution keeps autodiff's form, which XLA matches to cuDNN's.
+their gradients themselves, and so do batch normalisation and GELU, to move less memory: in reverse mode only (see
+`forward_mode`). On other platforms the convolution keeps autodiff's form, which XLA matches to cuDNN's.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
@@ -20,9 +21,28 @@ Padding = str | Sequence[tuple[int, int]]
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-@jax.custom_vjp
+_plain = jax.make_user_context(default_value=False)  # part of the keys of JAX's caches
+
+
+@contextlib.contextmanager
+def forward_mode() -> Iterator[None]:
+    """Uses plain operations of `lax` in code that is traced inside, so that `jax.jvp`, `jax.linearize`, `jax.jacfwd`
+    and forward-over-reverse Hessian-vector products work for every model. Functions that were traced before are traced
+    again. Training is slower inside: 16 to 80 times in a loop on the CPU.
+
+    Without it JAX answers "can't apply forward-mode autodiff (jvp) to a custom_vjp function".
+    """
+    with _plain(True):
+        yield
+
+
 def gelu(x: Array) -> Array:
     """x times the normal distribution's cumulative function (Hendrycks & Gimpel 2016), exact, as in PyTorch."""
+    return jax.nn.gelu(x, approximate=False) if _plain.value else _gelu(x)
+
+
+@jax.custom_vjp
+def _gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
@@ -34,7 +54,7 @@ def _gelu_backward(x, gradient):
     return (lax.optimization_barrier((gradient * slope).astype(x.dtype)),)
 
 
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
 
 
 def _pads(
@@ -48,7 +68,10 @@ def _pads(
 
 def convolution(images: Array, kernel: Array, strides: tuple[int, int] = (1, 1), padding: Padding = "SAME") -> Array:
     """images [B, H, W, C] * kernel [h, w, C, O] -> [B, H', W', O], in the dtype of `images`."""
-    return _convolution(strides, _pads(padding, images.shape[1:3], kernel.shape[:2], strides), images, kernel)
+    pads = _pads(padding, images.shape[1:3], kernel.shape[:2], strides)
+    if _plain.value:
+        return lax.conv_general_dilated(images, kernel, strides, pads, dimension_numbers=LAYOUT)
+    return _convolution(strides, pads, images, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -144,7 +167,13 @@ def depthwise_convolution(
     forward and backward in a scan took 8,071 ms where this takes 24 (32 images of 32x32x96, 3x3), and 43,600 where this
     takes 32 (16x16x256, 5x5); the gradients that autodiff makes of the same sum took 38 and 46 (2 cores, busy).
     """
-    return _depthwise(strides, _pads(padding, images.shape[1:3], kernel.shape[:2], strides), images, kernel)
+    pads = _pads(padding, images.shape[1:3], kernel.shape[:2], strides)
+    if _plain.value:
+        groups = kernel.shape[-1]
+        return lax.conv_general_dilated(
+            images, kernel, strides, pads, dimension_numbers=LAYOUT, feature_group_count=groups
+        )
+    return _depthwise(strides, pads, images, kernel)
 
 
 def _shifted_products(strides, images, kernel):
@@ -191,10 +220,18 @@ def max_pool(
     """Largest value of each window of images [B, H, W, C]; among equals the first takes the whole gradient."""
     strides = strides or window
     pads = _pads(padding, images.shape[1:3], window, strides)
+    if _plain.value:
+        return _reduce_windows(lax.max, -jnp.inf, images, window, strides, pads)
     if any(pad != (0, 0) for pad in pads):
         lowest = jnp.array(-jnp.inf, images.dtype)
         images = lax.pad(images, lowest, [(0, 0, 0), *[(low, high, 0) for low, high in pads], (0, 0, 0)])
     return _max_pool(window, strides, images)
+
+
+def _reduce_windows(reduce, start, images, window, strides, pads):
+    """lax.reduce_window over the height and the width."""
+    shape, steps, sides = (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
+    return lax.reduce_window(images, jnp.array(start, images.dtype), reduce, shape, steps, sides)
 
 
 def _slices(window, strides, images):
@@ -260,6 +297,8 @@ def average_pool(
     """Mean of each window of images [B, H, W, C]; padding counts as zeros."""
     strides = strides or window
     pads = _pads(padding, images.shape[1:3], window, strides)
+    if _plain.value:
+        return _reduce_windows(lax.add, 0, images, window, strides, pads) / (window[0] * window[1])
     if any(pad != (0, 0) for pad in pads):
         images = jnp.pad(images, [(0, 0), *pads, (0, 0)])
     return sum(_slices(window, strides, images)) / (window[0] * window[1])
@@ -278,9 +317,12 @@ def adaptive_average_pool(images: Array, size: tuple[int, int]) -> Array:
     return images
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def normalised(epsilon: float, x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
     """x [..., C] to mean 0 and variance 1 in each channel, times scale [C], plus bias [C]; and both statistics."""
+    return (_normalise if _plain.value else _normalised)(epsilon, x, scale, bias)
+
+
+def _normalise(epsilon, x, scale, bias):
     axes = tuple(range(x.ndim - 1))
     wide = x.astype(jnp.float32)
     mean = wide.mean(axes)
@@ -289,8 +331,11 @@ def normalised(epsilon: float, x: Array, scale: Array, bias: Array) -> tuple[Arr
     return outputs.astype(x.dtype), mean, variance
 
 
+_normalised = jax.custom_vjp(_normalise, nondiff_argnums=(0,))
+
+
 def _normalised_forward(epsilon, x, scale, bias):
-    outputs, mean, variance = normalised(epsilon, x, scale, bias)
+    outputs, mean, variance = _normalised(epsilon, x, scale, bias)
     return (outputs, mean, variance), (x, scale, mean, variance)
 
 
@@ -305,4 +350,4 @@ def _normalised_backward(epsilon, saved, gradients):
     return (x_gradient * (inverse * scale)).astype(x.dtype), scale_gradient, bias_gradient
 
 
-normalised.defvjp(_normalised_forward, _normalised_backward)
+_normalised.defvjp(_normalised_forward, _normalised_backward)

@@ -31,4 +31,4 @@ class MLP(nn.Module):
             x = nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.he_normal())(x)
             x = activation(self.activation)(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes)(x.astype(jnp.float32))
+        return nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))

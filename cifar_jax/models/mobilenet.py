@@ -93,4 +93,4 @@ class MobileNetV2(nn.Module):
         x = activate(norm(name="last_norm")(x))
         x = x.mean((1, 2), dtype=jnp.float32)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes)(x)
+        return nn.Dense(self.num_classes, name="head")(x)

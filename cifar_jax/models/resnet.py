@@ -147,7 +147,7 @@ class ResNet(nn.Module):
                 x = block(*settings, name=f"conv{stage + 2}_{number + 1}")(x, train)
         x = x.mean((1, 2), dtype=jnp.float32)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes)(x)
+        return nn.Dense(self.num_classes, name="head")(x)
 
 
 resnet18 = partial(ResNet, stages=(2, 2, 2, 2))

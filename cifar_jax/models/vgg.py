@@ -9,8 +9,8 @@
     head      1 x  1    dense
 
 The head is one dense layer in place of the paper's three, as is usual at 32x32; it sees the mean of what pixels larger
-images leave. With model.head=hidden it is the paper's, whose two hidden layers of 4,096 make up most of its parameters:
-it sees 7x7 pixels, as 224x224 images leave them, and other images' averaged to as many (as in torchvision).
+images leave. With model.classifier=hidden it is the paper's, whose two hidden layers of 4,096 make up most of its
+parameters: it sees 7x7 pixels, as 224x224 images leave them, and other images' averaged to as many (as in torchvision).
 
 With `batch_norm` one follows each convolution (the paper is older); the biases stay, as in the implementations whose
 counts are quoted. Weights start with variance 2 / fan in: without normalisation, 2 / fan out would make the signal 13
@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from cifar_jax.models.kernels import adaptive_average_pool, max_pool
 from cifar_jax.models.layers import BatchNorm, Convolution, activation, choice
 
-HEADS = {"average": 0, "hidden": 2}  # hidden layers before the last one
+CLASSIFIERS = {"average": 0, "hidden": 2}  # hidden layers before the last one
 
 
 class VGG(nn.Module):
@@ -45,7 +45,9 @@ class VGG(nn.Module):
     stages: tuple[int, ...] = (2, 2, 3, 3, 3)  # convolutions in each stage; max-pooling follows each
     width: int = 64  # channels of the first stage; each stage doubles them, up to 8 times
     batch_norm: bool = True
-    head: str = "average"  # one dense layer on the mean pixel; or "hidden": before it two of 64 * width, on 7x7 pixels
+    classifier: str = (
+        "average"  # one dense layer on the mean pixel; or "hidden": before it two of 64 * width, on 7x7 pixels
+    )
     activation: str = "relu"
     dropout: float = 0.0  # share dropped in training of the pooled features, or of each hidden layer's
     dtype: Any = jnp.float32
@@ -62,14 +64,17 @@ class VGG(nn.Module):
                     x = norm()(x)
                 x = activation(self.activation)(x)
             x = max_pool(x, padding="SAME")  # a single pixel stays one: images may be smaller than 32x32
-        hidden, drop = choice("head", self.head, HEADS), nn.Dropout(self.dropout, deterministic=not train)
+        hidden, drop = (
+            choice("classifier", self.classifier, CLASSIFIERS),
+            nn.Dropout(self.dropout, deterministic=not train),
+        )
         x = adaptive_average_pool(x, (7, 7)).reshape(len(x), -1) if hidden else x.mean((1, 2), dtype=jnp.float32)
         for number in range(hidden):
             dense = nn.Dense(
                 64 * self.width, dtype=self.dtype, name=f"hidden{number + 1}", kernel_init=nn.initializers.he_normal()
             )
             x = activation(self.activation)(dense(x if number == 0 else drop(x)))
-        return nn.Dense(self.num_classes)(drop(x).astype(jnp.float32))
+        return nn.Dense(self.num_classes, name="head")(drop(x).astype(jnp.float32))
 
 
 vgg11 = partial(VGG, stages=(1, 1, 2, 2, 2), batch_norm=False)

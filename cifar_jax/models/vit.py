@@ -100,4 +100,4 @@ class ViT(nn.Module):
             settings = self.heads, self.expansion, self.activation, self.dropout, rate, self.dtype
             x = block(*settings, name=f"block{number + 1}")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="last_norm")(x)
-        return nn.Dense(self.num_classes)(pool(x).astype(jnp.float32))
+        return nn.Dense(self.num_classes, name="head")(pool(x).astype(jnp.float32))

@@ -56,7 +56,7 @@ class WideResNet(nn.Module):
         norm = partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         x = activate(norm(name="last_norm")(x))
         x = x.mean((1, 2), dtype=jnp.float32)
-        return nn.Dense(self.num_classes)(x)
+        return nn.Dense(self.num_classes, name="head")(x)
 
 
 wide_resnet16_4 = partial(WideResNet, depth=16, widen=4)

@@ -4,13 +4,13 @@ Orbax notices neither a flipped bit nor an empty step folder, which becomes its 
 written once Orbax has committed, and a step that does not match its manifest is never returned.
 
     <run>/checkpoints/<step>/      Orbax's files; the directory given to `Checkpoints`
-    <run>/manifests/<step>.json    {"files": {relative name: {"sha256", "bytes"}}, "score": number or null}
+    <run>/manifests/<step>.json    {"files": {relative name: {"sha256", "bytes"}}, "score": number or null,
+                                    "leaves": {name: dtype and shape}, "identity": of recipe and data,
+                                    "beside": what was saved beside the arrays, "digest": of all this}
     <run>/quarantine/<step>[-n]    steps that were found damaged, each with its manifest, <step>[-n].json
 """
 
 import functools
-import hashlib
-import json
 import logging
 import math
 import os
@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 
 from cifar_jax.errors import InputError
 from cifar_jax.process import finish_before_end
+from cifar_jax.runs.files import digest_of_file, digest_of_json, read_json, write_json
 
 PyTree = Any
 
@@ -42,13 +43,18 @@ class Checkpoints:
     arrays; process 0 alone writes manifests, deletes and moves.
     """
 
-    def __init__(self, directory: Path, keep: int = 2, reader: bool = False):
-        """Touches nothing on disk. A `reader` never does: it tells of damage, and passes over unfinished saves."""
+    def __init__(self, directory: Path, keep: int = 2, reader: bool = False, identity: dict[str, str] | None = None):
+        """Touches nothing on disk. A `reader` never does: it tells of damage, and passes over unfinished saves.
+
+        `identity` says what the run is made of, {"recipe": digest, "data": digest}: it is stored with each step, and a
+        step of another identity is refused.
+        """
         if keep < 1:
             raise InputError(f"keep is {keep}; at least 1 checkpoint must be kept.")
         self.directory = Path(directory).absolute()
         self.keep = keep
         self.reader = reader
+        self.identity = identity
         self._manifests = self.directory.parent / "manifests"
         self._quarantine = self.directory.parent / "quarantine"
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="manifest")
@@ -71,8 +77,9 @@ class Checkpoints:
         """The steps that have a manifest, ascending."""
         return sorted(int(path.stem) for path in self._manifests.glob("*.json") if path.stem.isdecimal())
 
-    def save(self, step: int, state: PyTree, score: float | None) -> None:
-        """Starts to save `state`, a tree of arrays of any shape; it may be donated as soon as this returns.
+    def save(self, step: int, state: PyTree, score: float | None, beside: Any = None) -> None:
+        """Starts to save `state`, a tree of arrays of any shape; it may be donated as soon as this returns. `beside` is
+        a JSON value that is kept with it.
 
         An existing step is overwritten. Best is the earliest step with the highest score. Raises InputError if this
         save cannot start, if the one before failed, or if the score is not finite.
@@ -91,7 +98,16 @@ class Checkpoints:
             response = checkpointer.save_async(step, leaves, force=True, overwrite=True)
         except Exception as error:
             raise self._failure(step, error) from error
-        self._pending = step, self._worker.submit(self._complete, step, score, checkpointer, response)
+        self._pending = (
+            step,
+            self._worker.submit(
+                self._complete,
+                step,
+                {"score": score, "beside": beside, "leaves": _descriptions(leaves)},
+                checkpointer,
+                response,
+            ),
+        )
         finish_before_end(self._pending[1])
 
     def finish(self) -> None:
@@ -104,12 +120,17 @@ class Checkpoints:
         except Exception as error:
             raise self._failure(step, error) from error
 
-    def restore(self, like: PyTree, which: str = "last") -> tuple[PyTree, int] | None:
+    def beside(self, step: int) -> Any:
+        """What was saved beside the arrays of a valid step."""
+        return read_json(self._manifest_path(step))["beside"]
+
+    def restore(self, like: PyTree, which: str = "last", recipe: str | None = None) -> tuple[PyTree, int] | None:
         """The newest or, by `which`, "best" valid step -> (a tree like `like`, step); None if there is none.
 
         `like` holds arrays or ShapeDtypeStructs; a leaf goes where its `sharding` says, or to the default device.
         A damaged step is moved to quarantine with a warning, and the next one is tried. A valid step that does
-        not fit `like` raises InputError, and stays.
+        not fit `like`, or is of another identity, raises InputError, and stays. A `reader` reads the leaves of
+        `like`, whatever else was saved; it knows no more of the identity than the digest of the `recipe`.
         """
         if which not in ("last", "best"):
             raise InputError(f"checkpoint {which!r} is unknown; known: last, best.")
@@ -119,14 +140,34 @@ class Checkpoints:
         if step < 0:
             return None
         # Saved from the host, so it comes back as numpy arrays, whatever the devices were then or are now.
-        saved = _orbax().load(self.directory / str(step))
+        self._check_identity(step, self.identity or ({"recipe": recipe} if recipe else {}))
         expected = _named_leaves(like)
-        if problems := _misfits(saved, expected):
+        saved_leaves = read_json(self._manifest_path(step))["leaves"]
+        if problems := _misfits(saved_leaves, _descriptions(expected), self.reader):
             first = "; ".join(problems[:3]) + ("; and more" if len(problems) > 3 else "")
             raise InputError(f"checkpoint {step} in {self.directory} is of another model: {first}.")
         where = {name: getattr(leaf, "sharding", None) for name, leaf in expected.items()}
+        saved = self._load(step, expected)
         placed = [jax.device_put(saved[name], sharding) for name, sharding in where.items()]
         return jax.tree.unflatten(jax.tree.structure(like), placed), step
+
+    def _check_identity(self, step: int, identity: Mapping[str, str]) -> None:
+        """Raises InputError where a step was saved by a run of another recipe or other data."""
+        stored = read_json(self._manifest_path(step))["identity"] or {}
+        if parts := [name for name in identity if stored.get(name) != identity[name]]:
+            raise InputError(
+                f"checkpoint {step} in {self.directory} was saved by a run with another {' and other '.join(parts)};"
+                " name another folder, or remove this one"
+            )
+
+    def _load(self, step: int, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The saved arrays of these names."""
+        orbax = _orbax()
+        context = orbax.Context()
+        context.pytree.loading.partial_load = True
+        like = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in expected.items()}
+        with context:
+            return orbax.load(self.directory / str(step), like)
 
     def _open_checkpointer(self) -> Any:
         """A Checkpointer for one save: a used one reports its failed save again at each later call."""
@@ -141,13 +182,14 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
-    def _complete(self, step: int, score: float | None, checkpointer: Any, response: Any) -> None:
+    def _complete(self, step: int, known: dict[str, Any], checkpointer: Any, response: Any) -> None:
         """Runs in the worker thread, so that the manifest follows the commit and does not wait for a call."""
         with checkpointer:
             response.result()
         if jax.process_index() == 0:
-            manifest = {"files": _digests(self.directory / str(step)), "score": score}
-            write_json(self._manifest_path(step), manifest)
+            files = _digests(self.directory / str(step))
+            manifest = {"files": files, "identity": self.identity, **known}
+            write_json(self._manifest_path(step), manifest | {"digest": digest_of_json(manifest)})
             self._prune(step)
 
     def _prune(self, newest: int) -> None:
@@ -193,7 +235,10 @@ class Checkpoints:
         if not self._manifest_path(step).exists():
             return "it has no manifest, so its save was not completed"
         try:
-            listed = read_json(self._manifest_path(step))["files"]
+            manifest = read_json(self._manifest_path(step))
+            if manifest.pop("digest") != digest_of_json(manifest):
+                return "its manifest is damaged"
+            listed = manifest["files"]
             found = _digests(self.directory / str(step))
             wrong = sorted(name for name in listed | found if listed.get(name) != found.get(name))
         except NOT_A_MANIFEST:
@@ -250,14 +295,18 @@ def _named_leaves(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _misfits(saved: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> list[str]:
-    """Where a saved tree differs from the expected one, in words."""
+def _descriptions(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """{name: "float32[3, 2]"}."""
+    return {name: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in leaves.items()}
+
+
+def _misfits(saved: Mapping[str, str], expected: Mapping[str, str], partial: bool) -> list[str]:
+    """Where the descriptions of a saved tree differ from the expected ones, in words."""
     problems = [f"{name} is missing" for name in expected if name not in saved]
-    problems += [f"{name} is not expected" for name in saved if name not in expected]
+    problems += [f"{name} is not expected" for name in saved if name not in expected and not partial]
     for name in expected.keys() & saved.keys():
-        have, want = (f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for leaf in (saved[name], expected[name]))
-        if have != want:
-            problems.append(f"{name} is {have}, expected {want}")
+        if saved[name] != expected[name]:
+            problems.append(f"{name} is {saved[name]}, expected {expected[name]}")
     return sorted(problems)
 
 
@@ -265,37 +314,6 @@ def _digests(folder: Path) -> dict[str, dict[str, str | int]]:
     """{relative name: {"sha256", "bytes"}} of every file below `folder`; empty if there is none."""
     digests: dict[str, dict[str, str | int]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        digests[str(path.relative_to(folder))] = {"sha256": sha256, "bytes": path.stat().st_size}
+        sha256, size = digest_of_file(path), path.stat().st_size
+        digests[str(path.relative_to(folder))] = {"sha256": sha256, "bytes": size}
     return digests
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` so that a reader, or a kill, sees the old file or the new one and nothing between.
-
-    Raises InputError, naming the file, where it cannot be written or `value` holds NaN or is not JSON.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        text = json.dumps(value, indent=2, allow_nan=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, ValueError, TypeError) as error:
-        if temporary.exists():
-            temporary.unlink()
-        raise InputError(f"{path} could not be written: {error}.") from error
-
-
-def read_json(path: Path) -> Any:
-    """What `write_json` wrote. Raises InputError, naming the file, where it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is damaged, it is not JSON: {error}.") from error

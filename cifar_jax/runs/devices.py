@@ -44,6 +44,13 @@ def compute_dtype(dtype: str) -> str:
     return dtype
 
 
+def constraint(batch: NamedSharding | None) -> tuple[Callable[[Any], Any], int]:
+    """What places a batch on devices by its sharding, the identity without one; and the number of devices."""
+    if batch is None:
+        return lambda tree: tree, 1
+    return lambda tree: jax.lax.with_sharding_constraint(tree, batch), batch.mesh.size
+
+
 class Placement:
     """Data parallelism over all local devices: arrays are replicated, and each batch is split over the mesh."""
 

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, a line an epoch, and a progress bar."""
+"""What a run tells, as callbacks: metrics.jsonl, a line an epoch, and a progress bar."""
 
 import contextlib
 import json
@@ -14,6 +14,7 @@ import jax
 from tqdm import tqdm
 
 from cifar_jax.errors import InputError
+from cifar_jax.runs.events import Event
 
 
 class MetricsFile:
@@ -21,6 +22,14 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def __call__(self, event: Event) -> None:
+        """Appends the event's lines; the earlier lines of a resumed run are in the file already."""
+        if event.lines and event.lines[-1]["step"] > self._last_step:
+            self.append(list(event.lines))
+        self._last_step = event.lines[-1]["step"] if event.lines else self._last_step
+
+    _last_step = 0
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Writes the lines through to the disk, so that a checkpoint saved afterwards never knows more than the log."""
@@ -43,6 +52,7 @@ class MetricsFile:
             os.replace(draft, self.path)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written ({error.strerror}); make room, then resume") from error
+        self._last_step = kept[-1]["step"] if kept else 0
         return kept
 
 
@@ -59,7 +69,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def wait(results: Any, meanwhile: Callable[[], Any] = lambda: None) -> None:
-    """Returns when the device has computed the arrays; open to Ctrl-C, which a wait inside the runtime is not."""
+    """Polls until the device has computed the arrays; unlike block_until_ready, Ctrl-C interrupts it."""
     pause = 0.0005
     while not all(leaf.is_ready() for leaf in jax.tree.leaves(results)):
         time.sleep(pause)
@@ -69,32 +79,46 @@ def wait(results: Any, meanwhile: Callable[[], Any] = lambda: None) -> None:
 
 
 class Progress:
-    """A bar that counts epochs and keeps its clock running while the device works; in a file, a line for each chunk."""
+    """A bar that counts steps and keeps its clock running while the device works; in a file, a line for each chunk."""
 
-    def __init__(self, epochs: int, done: int, shown: bool) -> None:
-        form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} epochs [{elapsed}<{remaining}{postfix}]"
+    def __init__(self, shown: bool) -> None:
         self.in_file = shown and not sys.stderr.isatty()
-        hidden = self.in_file or not shown
-        self.bar = tqdm(total=epochs, initial=done, desc="training", bar_format=form, disable=hidden, leave=True)
+        self.hidden = self.in_file or not shown
+        self.bar: Any = None
         self.start = time.monotonic()
+        self.figures: dict[str, str] = {}
 
-    def wait(self, results: Any) -> None:
-        """`wait`, with the bar's clock going on."""
-        wait(results, self.bar.refresh)
+    def __call__(self, event: Event) -> None:
+        steps = event.total_steps // event.recipe.epochs
+        if self.bar is None:
+            form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
+            self.bar = tqdm(total=event.total_steps, initial=event.step, bar_format=form, disable=self.hidden)
+            self.first_step = event.step
+        if event.lines:
+            self.figures = self._figures(event.lines[-1])
+        self.bar.set_description(f"epoch {event.step // steps}/{event.recipe.epochs}", refresh=False)
+        self.bar.set_postfix(self.figures, refresh=False)
+        self.bar.update(event.step - self.bar.n)
+        if self.in_file and event.step > self.first_step:
+            self._print(event, steps)
 
-    def update(self, lines: list[dict[str, Any]]) -> None:
-        last = lines[-1]
-        shown = {"loss": f"{last['train_loss']:.3f}", "train": f"{last['train_accuracy']:.1%}"}
-        if last["validation_accuracy"] is not None:
-            shown["validation"] = f"{last['validation_accuracy']:.1%}"
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.update(len(lines))
-        if self.in_file:
-            elapsed = tqdm.format_interval(time.monotonic() - self.start)
-            figures = ", ".join(f"{name}={value}" for name, value in shown.items())
-            print(
-                f"training: {last['epoch']}/{self.bar.total} epochs [{elapsed}, {figures}]", file=sys.stderr, flush=True
-            )
+    def _figures(self, line: dict[str, Any]) -> dict[str, str]:
+        names = {"train_accuracy": "train", "validation_accuracy": "validation"}
+        accuracies = {name: f"{line[field]:.1%}" for field, name in names.items() if line[field] is not None}
+        return {"loss": f"{line['train_loss']:.3f}", **accuracies}
+
+    def _print(self, event: Event, steps: int) -> None:
+        elapsed = time.monotonic() - self.start
+        left = elapsed / (event.step - self.first_step) * (event.total_steps - event.step)
+        shown = f"{tqdm.format_interval(elapsed)}<{tqdm.format_interval(left)}"
+        figures = "".join(f", {name}={value}" for name, value in self.figures.items())
+        epochs = f"{event.step / steps:.4g}/{event.recipe.epochs} epochs"
+        print(f"training: {epochs} [{shown}{figures}]", file=sys.stderr, flush=True)
+
+    def refresh(self) -> None:
+        if self.bar is not None:
+            self.bar.refresh()
 
     def close(self) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()

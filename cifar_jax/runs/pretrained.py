@@ -10,10 +10,10 @@ afresh, and a warning says so, where the number of classes differs or the file h
             conv2_1/BatchNorm_0            layer1.0.bn1                the same
             conv3_1/shortcut               layer2.0.downsample.0       the same
             conv3_1/shortcut_norm          layer2.0.downsample.1       the same
-            Dense_0                        fc                          the same
+            head                           fc                          the same
     VGG     Convolution_n, BatchNorm_n     features.m                  the same
             hidden1, hidden2               classifier.0, .3            pre_logits.fc1, .fc2 (convolutions)
-            Dense_0                        classifier.6                head.fc
+            head                           classifier.6                head.fc
     arrays  kernel [h, w, in, out]         weight [out, in, h, w]
             kernel [in, out]               weight [out, in]
             scale, bias                    weight, bias
@@ -29,20 +29,22 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from cifar_jax.training import step as train
+from cifar_jax import training
+from cifar_jax.errors import InputError
 from cifar_jax.models.resnet import STEMS, ResNet
 from cifar_jax.models.vgg import VGG
-from cifar_jax.errors import InputError
 from cifar_jax.runs.workdir import load_run
+from cifar_jax.training.state import keeps_average
+from cifar_jax.training.update import optimizer
 
 Tensors = dict[str, np.ndarray]
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 FIELDS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-HEAD = "Dense_0"  # the layer of ResNet and VGG that gives the logits
+HEAD = "head"  # the layer that gives the logits
 
 
-def first_state(recipe: Any, functions: Mapping[str, Any], state: train.TrainState) -> train.TrainState:
+def first_state(recipe: Any, functions: Mapping[str, Any], state: training.TrainState) -> training.TrainState:
     """The new state with the weights and batch statistics that `init_from` names, float32; a head of other classes
     stays as drawn. `functions` are those that `fit` was given, and `state` may hold shapes in place of arrays.
 
@@ -64,8 +66,8 @@ def first_state(recipe: Any, functions: Mapping[str, Any], state: train.TrainSta
         _refuse(path, "is neither the workdir of a run nor a .safetensors file")
     else:
         chosen = _of_run(recipe, functions, fresh)
-    average = chosen if train.keeps_average(recipe) else {}
-    opt_state = train.optimizer(recipe, 0).init(chosen["params"])  # some optimisers keep the weights they start from
+    average = chosen if keeps_average(recipe) else {}
+    opt_state = optimizer(recipe, 0).init(chosen["params"])  # some optimisers keep the weights they start from
     return state.replace(
         params=chosen["params"], batch_stats=chosen["batch_stats"], opt_state=opt_state, average=average
     )
@@ -95,7 +97,7 @@ def _of_run(recipe: Any, functions: Mapping[str, Any], fresh: Any) -> Any:
 
 def _of_file(path: Path, recipe: Any, fresh: Any) -> Any:
     """The weights of the file, every tensor accounted for; a head that does not serve the classes stays as drawn."""
-    model, classes = train.model(recipe), recipe.data.num_classes
+    model, classes = training.model(recipe), recipe.data.num_classes
     name = recipe.model.name if isinstance(recipe.model.name, str) else type(model).__name__
     if type(model) not in LAYOUTS:
         _refuse(path, f"is of no use to model '{name}'; weights of files are known for ResNet and VGG")
@@ -110,7 +112,7 @@ def _of_file(path: Path, recipe: Any, fresh: Any) -> Any:
     told = 0 if last is None else len(last)
     anew = told != classes
     if HEAD not in modules and heads and not anew:
-        misfit(f"its head of {classes} classes has hidden layers ('{min(heads)}'); set model.head=hidden")
+        misfit(f"its head of {classes} classes has hidden layers ('{min(heads)}'); set model.classifier=hidden")
     accounted = set() if HEAD in modules else heads
 
     def choose(key: Any, leaf: Any) -> Any:
@@ -143,7 +145,7 @@ def _of_file(path: Path, recipe: Any, fresh: Any) -> Any:
     if anew and not isinstance(jax.tree.leaves(fresh)[0], jax.ShapeDtypeStruct):  # told once, not in fit's trial too
         why = f"the file's is of {told} classes, the data's of {classes}" if heads else "the file has none"
         if heads and HEAD not in modules:
-            why += "; model.head=hidden keeps its hidden layers"
+            why += "; model.classifier=hidden keeps its hidden layers"
         warnings.warn(f"init_from '{path}': the head starts afresh, {why}", stacklevel=2)
     return chosen
 
@@ -207,7 +209,7 @@ def _vgg(model: VGG, tensors: Tensors) -> tuple[dict[str, str], tuple[str, ...]]
         position += 1
     timm = any(name.startswith(("pre_logits.", "head.")) for name in tensors)
     head = ("pre_logits.fc1", "pre_logits.fc2", "head.fc") if timm else ("classifier.0", "classifier.3", "classifier.6")
-    if model.head == "average":
+    if model.classifier == "average":
         return modules, head
     return modules | dict(zip(("hidden1", "hidden2", HEAD), head, strict=True)), head[-1:]
 

@@ -1,10 +1,12 @@
-"""A run as it lies on disk, and `Run`, what is known of a trained model; everything but training meets it here.
+"""A run as it lies on disk, and `Run`, what is known of a trained model.
 
+run.json           what the run is: format, whether and why it is complete, its last step, digests of its recipe, its
+                   functions, its data, and of the files below; later commands update it, foreign files are ignored
 recipe.json        the resolved recipe; `--config=<workdir>/recipe.json` repeats the run
-environment.json   versions, devices, classes, digest of the training data
+environment.json   versions, devices, classes
 metrics.jsonl      a line an epoch: see `log`
 checkpoints/       with manifests/ and quarantine/: see `checkpoint`
-evaluation.json    the test split, written last: a run that has it is complete
+evaluation.json    the test split; evaluation_validation.json: the validation split
 """
 
 import contextlib
@@ -20,71 +22,203 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import FrozenConfigDict
 
-from cifar_jax.training import evaluation, step as train
-from cifar_jax.runs.checkpoint import Checkpoints, read_json, write_json
-from cifar_jax.runs.devices import compute_dtype, jit
-from cifar_jax.runs.log import read_metrics
-from cifar_jax.training.metrics import Evaluation
+from cifar_jax import training
 from cifar_jax.errors import InputError
-from cifar_jax.recipe import BUILT, differences, freeze, from_json, override, to_json
+from cifar_jax.recipe import differences, flatten, freeze, to_json
+from cifar_jax.runs.checkpoint import Checkpoints
+from cifar_jax.runs.classifier import Classifier
+from cifar_jax.runs.files import digest_of_file, digest_of_json, read_json, write_json
+from cifar_jax.runs.fingerprint import changes, fingerprint
+from cifar_jax.runs.functions import with_functions
+from cifar_jax.runs.log import read_metrics
+from cifar_jax.runs.recipes import read_recipe
+from cifar_jax.training.metrics import Evaluation
 
+FORMAT = 1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections", "numpy")
+# Fields that cannot change results: they may differ between a run and the call that resumes it.
+FREE_FIELDS = ("checkpoint.every_epochs", "checkpoint.every_minutes", "evaluation.batch_size", "part_steps")
+EVALUATIONS = {"test": "evaluation.json", "validation": "evaluation_validation.json"}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Run:
     """A trained model with its recipe and history."""
 
     recipe: Any  # FrozenConfigDict, resolved
-    state: train.TrainState
+    state: training.TrainState
     classes: tuple[str, ...]
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
     workdir: Path | None
-    evaluation: Evaluation | None  # of the test split; None before the run is complete
-    digest: str | None = None  # of the training data
+    evaluation: Evaluation | None  # of the test split, or of the validation split where that was asked for
+    digests: dict[str, str]  # of each split of the data that the run has seen
+    reason: str | None = None  # why it is complete: "finished", "early stopping" or "stopped"; None if it is not
+
+    @functools.cached_property
+    def classifier(self) -> Classifier:
+        return Classifier(self.recipe, training.evaluated_weights(self.state), self.classes)
 
     def logits(self, images: np.ndarray, views: str | None = None) -> np.ndarray:
-        """images uint8 [N, H, W, C] -> float32 [N, classes]; `views` as in augment.VIEWS, the recipe's if None.
+        """As `Classifier.logits`."""
+        return self.classifier.logits(images, views)
 
-        Raises InputError on images of another type or size.
-        """
-        images, expected = np.asarray(images), tuple(self.recipe.data.image_shape)
-        if images.dtype != np.uint8 or images.shape[1:] != expected:
-            shown = f"{images.dtype} {list(images.shape)}"
-            raise InputError(f"images are {shown}; this model takes uint8 [N, {', '.join(map(str, expected))}]")
-        # Few images are padded to a power of two: a program for each size that a caller may come with is a compilation.
-        size = min(self.recipe.evaluation.batch_size, 1 << max(0, len(images) - 1).bit_length())
-        scores = [np.zeros((0, len(self.classes)), np.float32)]
-        for start in range(0, len(images), size):
-            batch = images[start : start + size]
-            padded = np.concatenate([batch, np.zeros((size - len(batch), *expected), np.uint8)])
-            program = self._program(views or self.recipe.evaluation.views)
-            scores.append(np.asarray(program(self.state, padded))[: len(batch)])
-        return np.concatenate(scores)
-
-    def sums(self, images: jax.Array, labels: jax.Array, views: str, placement: Any = None) -> Any:
-        """evaluation.sums of arrays on the device, compiled once for each kind of views and placement."""
-        return self._sums_program(views, placement)(self.state, images, labels)
-
-    @functools.cached_property
-    def _program(self) -> Any:
-        """views -> the compiled logits."""
-        return functools.cache(
-            lambda views: jit(lambda state, images: evaluation.logits(self.recipe, state, images, views))
+    def __repr__(self) -> str:
+        last = self.history[-1] if self.history else {}
+        where = f"in {self.workdir}" if self.workdir else "without a workdir"
+        losses = [f"{name} {last[name]:.4f}" for name in ("train_loss", "validation_accuracy") if last.get(name)]
+        seen = self.evaluation
+        return (
+            f"Run of {self.recipe.model.name} on {self.recipe.data.name}, {where}\n"
+            f"  {self.reason or 'not complete'} after epoch {last.get('epoch', 0)} of {self.recipe.epochs}"
+            f"{', ' if losses else ''}{', '.join(losses)}\n"
+            f"  {f'{seen.split} accuracy {seen.accuracy:.2%} ({seen.count} images)' if seen else 'not evaluated'}"
         )
 
-    @functools.cached_property
-    def _sums_program(self) -> Any:
-        """views, placement -> the compiled sums."""
 
-        def program(views: str, placement: Any) -> Any:
-            return jit(
-                lambda state, images, labels: evaluation.sums(self.recipe, state, images, labels, views, placement)
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a run is made of."""
+
+    recipe: FrozenConfigDict
+    functions: dict[str, Any]  # section of the recipe -> fingerprint of the caller's function
+    data: dict[str, str]  # split -> digest
+    context: str | None = None  # digest of the objective's arrays
+
+    def digests(self) -> dict[str, str]:
+        """Those that each checkpoint carries."""
+        training_data = {split: digest for split, digest in self.data.items() if split != "test"}
+        functions = {name: value["digest"] for name, value in self.functions.items()} | {"context": self.context}
+        return {
+            "recipe": digest_of_json(fixed_fields(self.recipe)),
+            "functions": digest_of_json(functions),
+            "data": digest_of_json(training_data),
+        }
+
+
+def fixed_fields(recipe: Any) -> dict[str, Any]:
+    """The fields of a resolved recipe that identify a run."""
+    return {path: value for path, value in flatten(to_json(recipe)).items() if path not in FREE_FIELDS}
+
+
+def read_record(workdir: Path) -> dict[str, Any] | None:
+    """run.json; None where the folder holds no run. Raises InputError where it is damaged or of another format."""
+    path = workdir / "run.json"
+    if not path.exists():
+        if (workdir / "recipe.json").exists() and (workdir / "environment.json").exists():
+            _refuse_format(workdir, 0)
+        return None
+    record = read_json(path)
+    try:
+        if record["format"] != FORMAT:
+            _refuse_format(workdir, record["format"])
+        digest = record.pop("digest")
+        if digest != digest_of_json(record):
+            raise KeyError
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged; restore it, or train in another folder") from error
+    return record
+
+
+def _refuse_format(workdir: Path, found: Any) -> None:
+    raise InputError(
+        f"'{workdir}' holds a run of format {found}, and this version reads format {FORMAT}; train it in another folder"
+    )
+
+
+class Workdir:
+    """The folder of a run that this process writes; use it inside `locked`."""
+
+    def __init__(self, path: Path, identity: Identity, classes: tuple[str, ...]) -> None:
+        """Claims the folder, or raises InputError where it holds another run; restores files that can be rebuilt."""
+        self.path, self.identity = path, identity
+        stored = read_record(path)
+        self.record = stored or {"format": FORMAT, "files": {}, "metrics": {"bytes": 0, "sha256": None}, "data": {}}
+        if stored:
+            check_identity(path, stored, identity)
+        self.record |= {"complete": False, "reason": None, "step": self.record.get("step", 0)}
+        self.record |= {"recipe": identity.digests()["recipe"], "functions": identity.functions}
+        self.record |= {"context": identity.context, "data": self.record["data"] | identity.data}
+        self.record["classes"] = list(classes)
+        if not (stored and self._whole("environment.json")):
+            self.write("environment.json", {**environment(), "classes": classes})
+        if not (stored and self._whole("recipe.json")):
+            self.write("recipe.json", to_json(identity.recipe))
+
+    def _whole(self, name: str) -> bool:
+        damage = damage_of(self.path, self.record, name)
+        if damage:
+            warnings.warn(f"{self.path / name} {damage}; it is written again", stacklevel=4)
+        return damage is None
+
+    def write(self, name: str, value: Any, **facts: Any) -> None:
+        """Writes a file and then its digest, with other facts of run.json."""
+        write_json(self.path / name, value)
+        self.record["files"][name] = digest_of_file(self.path / name)
+        self.update(**facts)
+
+    def update(self, **facts: Any) -> None:
+        self.record |= facts
+        write_json(self.path / "run.json", self.record | {"digest": digest_of_json(self.record)})
+
+    def saved(self, step: int) -> None:
+        """Before a checkpoint of `step` is saved: the digest of metrics.jsonl up to here."""
+        self.update(step=step, metrics=_metrics_digest(self.path / "metrics.jsonl"))
+
+
+def _metrics_digest(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {"bytes": 0, "sha256": None}
+    size = path.stat().st_size
+    return {"bytes": size, "sha256": digest_of_file(path, size)}
+
+
+def check_identity(workdir: Path, record: dict[str, Any], identity: Identity) -> None:
+    """Raises InputError, naming what differs, where the run in the folder is another one."""
+    refuse = lambda what: InputError(f"workdir '{workdir}' holds a run of {what}; name another folder")
+    if damage_of(workdir, record, "recipe.json") is None:
+        old, new = fixed_fields(read_recipe(workdir / "recipe.json")), fixed_fields(identity.recipe)
+        if changed := differences(old, new):
+            raise refuse(f"another recipe ({'; '.join(changed)})")
+    elif record["recipe"] != identity.digests()["recipe"]:
+        raise refuse("another recipe, and its recipe.json is missing or damaged")
+    check_functions(workdir, record, identity.functions)
+    if record["context"] != identity.context:
+        raise refuse("another context of the objective")
+    for split, digest in identity.data.items():
+        if (stored := record["data"].get(split, digest)) != digest:
+            raise InputError(
+                f"workdir '{workdir}' holds a run on data whose split '{split}' has digest {stored}; the data set now"
+                f" has {digest}"
             )
 
-        return functools.cache(program)
+
+def check_functions(workdir: Path, record: dict[str, Any], functions: Mapping[str, Any]) -> None:
+    """Raises InputError where a function that the caller passed is another one, or cannot be compared."""
+    for section in sorted(record["functions"].keys() | functions.keys()):
+        old, new = record["functions"].get(section), functions.get(section)
+        if old is None or new is None:
+            given = "was given" if new is None else "was not given"
+            raise InputError(f"workdir '{workdir}' holds a run for which {section}=... {given}; name another folder")
+        for each in (old, new):
+            if each["digest"] is None:
+                raise InputError(
+                    f"the run in '{workdir}' cannot be resumed: {section} '{each['name']}' cannot be compared with the"
+                    f" one that it began with ({each['reason']}); name another folder"
+                )
+        if old["digest"] != new["digest"]:
+            changed = "; ".join(changes(section, old, new))
+            raise InputError(f"workdir '{workdir}' holds a run of another {section} ({changed}); name another folder")
+
+
+def damage_of(workdir: Path, record: dict[str, Any], name: str) -> str | None:
+    """What is wrong with a file of the run, in words; None if it is as it was written."""
+    if name not in record["files"]:
+        return "was never written"
+    if not (workdir / name).exists():
+        return "is missing"
+    return None if digest_of_file(workdir / name) == record["files"][name] else "is damaged, or was changed"
 
 
 def load_run(workdir: str | Path, which: str | None = None, **functions: Any) -> Run:
@@ -94,66 +228,81 @@ def load_run(workdir: str | Path, which: str | None = None, **functions: Any) ->
     what is no part of cifar_jax. Raises InputError where there is no run, or none of its checkpoints is whole.
     """
     workdir = Path(workdir)
-    if not (workdir / "recipe.json").exists():
-        raise InputError(f"'{workdir}' holds no run (no recipe.json); train one with --workdir={workdir}")
-    stored = read_recipe(workdir / "recipe.json")
-    foreign = {name: function for name, function in functions.items() if "." in getattr(stored[name], "name", "")}
-    recipe = freeze(with_functions(stored, foreign))
-    like = jax.eval_shape(lambda: train.init(recipe))
-    with Checkpoints(workdir / "checkpoints", reader=True) as checkpoints:
-        restored = checkpoints.restore(like, which or ("best" if recipe.early_stopping.patience else "last"))
-    if restored is None:
-        raise InputError(f"the run in '{workdir}' has no whole checkpoint yet; train it with --workdir={workdir}")
-    environment = read_json(workdir / "environment.json")
+    record, recipe = _stored(workdir, functions)
+    like = jax.eval_shape(lambda: training.init(recipe))
+    state = _restore(workdir, recipe, record, like, which)
     return Run(
         recipe=recipe,
-        state=restored[0],
-        classes=tuple(environment["classes"]),
-        history=read_metrics(workdir / "metrics.jsonl"),
+        state=state,
+        classes=read_classes(workdir, record),
+        history=_history(workdir, record),
         workdir=workdir,
-        evaluation=read_evaluation(workdir),
-        digest=environment["data_digest"],
+        evaluation=read_evaluation(workdir, "test") or read_evaluation(workdir, "validation"),
+        digests=record["data"],
+        reason=record["reason"],
     )
 
 
-def completed(workdir: Path, recipe: Any, functions: Mapping[str, Any]) -> Run | None:
-    """The run in `workdir` if it is complete and of this recipe, whatever became of its data; else None."""
-    if not (workdir / "recipe.json").exists() or read_evaluation(workdir) is None:
-        return None
+def load_classifier(workdir: str | Path, which: str | None = None, **functions: Any) -> Classifier:
+    """The trained model in `workdir`, without the optimiser's state; arguments as for `load_run`."""
+    workdir = Path(workdir)
+    record, recipe = _stored(workdir, functions)
+    like = jax.eval_shape(lambda: training.init(recipe))
+    like = like.replace(step=None, opt_state=None, proxy=None)
+    like = like.replace(params=None, batch_stats=None) if like.average else like.replace(average=None)
+    state = _restore(workdir, recipe, record, like, which)
+    return Classifier(recipe, training.evaluated_weights(state), read_classes(workdir, record))
+
+
+def _stored(workdir: Path, functions: Mapping[str, Any]) -> tuple[dict[str, Any], FrozenConfigDict]:
+    """run.json and the recipe, with the caller's functions in it."""
+    record = read_record(workdir)
+    if record is None:
+        raise InputError(f"'{workdir}' holds no run (no run.json); train one with --workdir={workdir}")
+    if damage := damage_of(workdir, record, "recipe.json"):
+        raise InputError(f"{workdir / 'recipe.json'} {damage}; the command that trained the run writes it again")
     stored = read_recipe(workdir / "recipe.json")
-    decided = {f"data.{field}": stored.data[field] for field in ("num_classes", "image_shape", "train_count")}
-    same = override(recipe, {**decided, "dtype": compute_dtype(recipe.dtype)})
-    return None if differences(stored, same) else load_run(workdir, **functions)
+    given = {name: function for name, function in functions.items() if name in record["functions"]}
+    for name, function in given.items():
+        old, new = record["functions"][name], fingerprint(function)
+        if old["digest"] != new["digest"]:
+            changed = "; ".join(changes(name, old, new))
+            warnings.warn(f"the run in '{workdir}' was trained with another {name} ({changed})", stacklevel=3)
+    return record, freeze(with_functions(stored, given))
 
 
-def read_recipe(path: Path) -> ConfigDict:
-    """A run's recipe.json. Raises InputError where it is damaged."""
-    values = read_json(path)
-    if not isinstance(values, dict) or not {*BUILT, "data"} <= values.keys():
-        raise InputError(f"{path} is damaged, it is not a recipe")
-    return from_json(values)
+def _restore(workdir: Path, recipe: Any, record: dict[str, Any], like: Any, which: str | None) -> Any:
+    with Checkpoints(workdir / "checkpoints", reader=True) as checkpoints:
+        which = which or ("best" if recipe.early_stopping.patience else "last")
+        restored = checkpoints.restore(like, which, recipe=record["recipe"])
+    if restored is None:
+        raise InputError(f"the run in '{workdir}' has no whole checkpoint yet; train it with --workdir={workdir}")
+    return restored[0]
 
 
-def read_evaluation(workdir: Path) -> Evaluation | None:
-    """evaluation.json; None where the run is not complete, or, with a warning, where the file is damaged."""
-    if not (workdir / "evaluation.json").exists():
+def _history(workdir: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, with a warning where those up to the last checkpoint are not as they were written."""
+    path, known = workdir / "metrics.jsonl", record["metrics"]
+    if known["sha256"] and (not path.exists() or digest_of_file(path, known["bytes"]) != known["sha256"]):
+        warnings.warn(f"{path} is damaged, or was changed; the lines that can be read are used", stacklevel=3)
+    return read_metrics(path)
+
+
+def read_classes(workdir: Path, record: dict[str, Any]) -> tuple[str, ...]:
+    if damage := damage_of(workdir, record, "environment.json"):
+        warnings.warn(f"{workdir / 'environment.json'} {damage}", stacklevel=3)
+    return tuple(record["classes"])
+
+
+def read_evaluation(workdir: Path, split: str) -> Evaluation | None:
+    """The stored evaluation of a split; None where there is none, or, with a warning, where the file is damaged."""
+    name, record = EVALUATIONS[split], read_record(workdir)
+    if record is None or name not in record["files"]:
         return None
-    try:
-        return Evaluation.from_json(read_json(workdir / "evaluation.json"))
-    except (ValueError, KeyError, TypeError):
-        warnings.warn(f"{workdir / 'evaluation.json'} is damaged; train again to write it anew", stacklevel=2)
+    if damage := damage_of(workdir, record, name):
+        warnings.warn(f"{workdir / name} {damage}; train again to write it anew", stacklevel=2)
         return None
-
-
-def with_functions(recipe: Any, functions: Mapping[str, Any]) -> ConfigDict:
-    """The recipe with the caller's functions in place of the names; an optimiser keeps the learning rate."""
-    changes = {}
-    for section, function in functions.items():
-        if function is not None:
-            changes["augment" if section == "augment" else f"{section}.name"] = function
-    if "optimizer.name" in changes:
-        changes["optimizer.learning_rate"] = recipe.optimizer.learning_rate
-    return override(recipe, changes)
+    return Evaluation.from_json(read_json(workdir / name))
 
 
 @contextlib.contextmanager
@@ -174,30 +323,11 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def claim(workdir: Path, recipe: Any, data_digest: str, classes: tuple[str, ...]) -> None:
-    """Writes recipe.json and environment.json, or raises InputError where they are of another run."""
-    if (workdir / "recipe.json").exists():
-        changed = differences(read_recipe(workdir / "recipe.json"), recipe)
-        if changed:
-            raise InputError(
-                f"workdir '{workdir}' holds a run of another recipe; name another folder: {'; '.join(changed)}"
-            )
-        digest = read_json(workdir / "environment.json")["data_digest"]
-        if digest != data_digest:
-            raise InputError(
-                f"workdir '{workdir}' was trained on data with digest {digest}; the data set now has {data_digest}"
-            )
-        return
-    write_json(workdir / "environment.json", {**environment(data_digest), "classes": classes})
-    write_json(workdir / "recipe.json", to_json(recipe))  # last: a workdir that has it has both
-
-
-def environment(data_digest: str) -> dict[str, Any]:
-    """What a run depended on beside its recipe."""
+def environment() -> dict[str, Any]:
+    """What a run depended on beside its recipe and data."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
-        "data_digest": data_digest,
     }

@@ -205,6 +205,24 @@ MIXTURES: dict[str, Callable[..., tuple[Array, Array]]] = {
     "cutmix": cutmix,  # alpha of the Beta distribution
 }
 
+# The number of each one's random stream. Numbers never change: an augmentation that is added gets a new one.
+STREAMS = {
+    "flip": 0,
+    "alternating_flip": 1,
+    "crop": 2,
+    "rotation": 3,
+    "brightness": 4,
+    "contrast": 5,
+    "saturation": 6,
+    "randaugment": 7,
+    "trivial_augment": 8,
+    "cutout": 9,
+    "inner_cutout": 10,
+    "random_erasing": 11,
+    "mixup": 12,
+    "cutmix": 13,
+}
+
 
 def augment(section: Any, key: Array, images: Array, targets: Array, **given: Any) -> tuple[Array, Array]:
     """What `recipe.augment` says: images [B, H, W, C] in 0..1 and targets [B, classes] -> the same.
@@ -215,27 +233,15 @@ def augment(section: Any, key: Array, images: Array, targets: Array, **given: An
     if callable(section):
         return section(key, images, targets)
     everything: dict[str, Callable[..., Any]] = {**AUGMENTATIONS, **MIXTURES}
-    for number, (name, function) in enumerate(everything.items()):
+    for name, function in everything.items():
         if section[name]:
-            own = jax.random.fold_in(key, number)
+            own = jax.random.fold_in(key, STREAMS[name])
             if name in MIXTURES:
                 images, targets = function(own, images, section[name], targets)
             else:
                 named = {each: given[each] for each in inspect.signature(function).parameters if each in given}
                 images = function(own, images, section[name], **named)
     return images, targets
-
-
-def resize(images: Array, share: float) -> Array:
-    """Images [B, H, W, C] at `share` of their height and width, rounded: bilinear, with antialiasing.
-
-    Raises InputError where that leaves nothing.
-    """
-    batch, height, width, channels = images.shape
-    smaller = batch, round(share * height), round(share * width), channels
-    if not all(smaller):
-        raise InputError(f"progressive_resizing: a share of {share} leaves no pixel of images of {height}x{width}")
-    return images if smaller == images.shape else jax.image.resize(images, smaller, "linear")
 
 
 def _shifted(images: Array, rows: int, columns: int) -> Array:

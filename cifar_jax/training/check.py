@@ -9,16 +9,38 @@ from flax.errors import ScopeParamShapeError
 
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import build
-from cifar_jax.training import step as train
 from cifar_jax.training.augment import views
+from cifar_jax.training.objectives import Batch, objective_of
 from cifar_jax.training.optimizers import OPTIMIZERS
+from cifar_jax.training.schedules import steps_per_epoch
+from cifar_jax.training.state import init, input_shape, model
+from cifar_jax.training.step import train_step
 
 
-def check(recipe: Any) -> None:
-    """Raises InputError unless the recipe, its data fields filled in, can be built and its numbers make sense."""
+def check(recipe: Any, context: Any = None) -> None:
+    """Raises InputError unless the resolved recipe can be built and its numbers make sense; `context` is that of the
+    objective."""
     count = recipe.data.train_count
     if recipe.batch_size > count:
         raise InputError(f"batch_size={recipe.batch_size} is larger than the training set of {count} images; lower it")
+    _check_ranges(recipe)
+    _check_data(recipe)
+    _check_combinations(recipe)
+    views(recipe.evaluation.views)
+    try:
+        build(OPTIMIZERS, recipe.optimizer, "optimizer")
+        _check_outputs(recipe)
+        _check_step(recipe, context)
+    except InputError:
+        raise
+    except ScopeParamShapeError as error:
+        cause = "the images of a step have another size than its parameters are for; look at `augment` and `model`"
+        raise InputError(f"the model cannot be trained: {cause} ({str(error).splitlines()[0]})") from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:  # a size that no layer can have, for instance
+        raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; look at its sizes") from error
+
+
+def _check_ranges(recipe: Any) -> None:
     of_proxy = [(f"proxy{field[5:]}", low, high) for field, low, high in RANGES if field.startswith("model.")]
     for field, low, high in RANGES + (of_proxy if recipe.selection.share else []):
         value = recipe
@@ -29,6 +51,9 @@ def check(recipe: Any) -> None:
         if isinstance(value, int | float) and not low <= value <= high:
             allowed = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
             raise InputError(f"recipe field '{field}' is {value}; it must be {allowed}")
+
+
+def _check_data(recipe: Any) -> None:
     channels = recipe.data.image_shape[-1]
     for field in ("mean", "std"):
         values = recipe.data[field]
@@ -36,11 +61,16 @@ def check(recipe: Any) -> None:
             raise InputError(
                 f"recipe field 'data.{field}' is {values}; it takes one number, or {channels} (std above 0)"
             )
-    if recipe.early_stopping.patience and not recipe.data.validation:
-        raise InputError("early_stopping.patience needs a validation split; set data.validation to a number of images")
+
+
+def _check_combinations(recipe: Any) -> None:
+    """Fields that exclude or need each other."""
     if recipe.early_stopping.metric not in ("validation_accuracy", "validation_loss"):
         metric = recipe.early_stopping.metric
         raise InputError(f"early_stopping.metric is '{metric}'; it must be 'validation_accuracy' or 'validation_loss'")
+    if recipe.chunk_epochs > 1 and 0 < recipe.part_steps < steps_per_epoch(recipe):
+        both = f"part_steps={recipe.part_steps} and chunk_epochs={recipe.chunk_epochs}"
+        raise InputError(f"{both}: one splits epochs and the other joins them; set part_steps=0 or chunk_epochs=1")
     if not callable(recipe.augment) and recipe.augment.flip and recipe.augment.alternating_flip:
         raise InputError("augment.flip and augment.alternating_flip undo each other; set one of them to 0")
     averages = {
@@ -59,36 +89,45 @@ def check(recipe: Any) -> None:
         size = f"batch_size={recipe.batch_size}"
         size += f" times selection.share={recipe.selection.share}" if recipe.selection.share else ""
         raise InputError(f"{size} does not divide into gradient_accumulation={parts} parts")
-    views(recipe.evaluation.views)
-    images = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.data.image_shape), jnp.uint8)
-    labels = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
-    try:
-        build(OPTIMIZERS, recipe.optimizer, "optimizer")
-        state = jax.eval_shape(lambda: train.init(recipe))
-        train.phase_of(recipe, 0)  # raises on what is no stage
-        for share in dict.fromkeys([*(share for share, _ in recipe.progressive_resizing), 1.0]):
-            step = functools.partial(train.train_step, recipe, phase=train.Phase(share=share))
-            jax.eval_shape(step, state, images, labels, labels)
-    except InputError:
-        raise
-    except ScopeParamShapeError as error:
-        if not recipe.progressive_resizing:
-            cause = "the images of a step have another size than its parameters are for; look at `augment` and `model`"
-            raise InputError(f"the model cannot be trained: {cause} ({str(error).splitlines()[0]})") from error
-        fitting = "a network whose head averages or pools over the whole image takes any"
-        raise InputError(f"progressive_resizing: the model has parameters for one size of image; {fitting}") from error
-    except (TypeError, ValueError, ZeroDivisionError) as error:  # a size that no layer can have, for instance
-        raise InputError(f"the recipe cannot be built: {str(error).splitlines()[0]}; look at its sizes") from error
+
+
+def _check_outputs(recipe: Any) -> None:
+    """The model, as the recipe builds it, gives logits of the classes where the objective needs them."""
+    if not objective_of(recipe).predicts:
+        return
+    images = jnp.zeros((1, *input_shape(recipe)), jnp.float32)
+    outputs, _ = jax.eval_shape(lambda: model(recipe).init_with_output(jax.random.key(0), images, train=False))
+    classes = recipe.data.num_classes
+    if getattr(outputs, "shape", None) != (1, classes):
+        shape = getattr(outputs, "shape", None)
+        found = f"an array [B, {', '.join(map(str, shape[1:]))}]" if shape else f"a {type(outputs).__name__}"
+        name = recipe.model.name if isinstance(recipe.model.name, str) else type(model(recipe)).__name__
+        raise InputError(f"model '{name}' returns {found}; it must return logits [B, {classes}], one for each class")
+
+
+def _check_step(recipe: Any, context: Any) -> None:
+    """Traces a step without computing anything."""
+    images: Any = jax.ShapeDtypeStruct((recipe.batch_size, *recipe.data.image_shape), jnp.uint8)
+    labels: Any = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32)
+    epoch: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    batch = Batch(images, labels, labels, epoch)
+    state = jax.eval_shape(lambda: init(recipe))
+    jax.eval_shape(functools.partial(train_step, recipe, context=context), state, batch)
 
 
 RANGES: list[tuple[str, float, float]] = [  # field, least, most
     ("seed", 0, 2**31 - 1),
+    ("seeds.weights", -1, 2**31 - 1),
+    ("seeds.order", -1, 2**31 - 1),
+    ("seeds.augmentation", -1, 2**31 - 1),
     ("epochs", 1, float("inf")),
     ("batch_size", 1, float("inf")),
     ("chunk_epochs", 1, float("inf")),
+    ("part_steps", 0, float("inf")),
     ("gradient_accumulation", 1, float("inf")),
     ("data.validation", 0, float("inf")),
     ("data.seed", 0, 2**32 - 1),
+    ("data.input_size", 0, float("inf")),
     ("optimizer.learning_rate", 0, float("inf")),
     ("optimizer.weight_decay", 0, float("inf")),
     ("optimizer.momentum", 0, 1),
@@ -140,5 +179,6 @@ RANGES: list[tuple[str, float, float]] = [  # field, least, most
     ("selection.every", 1, float("inf")),
     ("early_stopping.patience", 0, float("inf")),
     ("checkpoint.every_epochs", 1, float("inf")),
+    ("checkpoint.every_minutes", 0, float("inf")),
     ("evaluation.batch_size", 1, float("inf")),
 ]

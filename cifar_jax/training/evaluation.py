@@ -1,47 +1,67 @@
 """Logits over views, and sums over padded batches in which every image counts exactly once."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from cifar_jax.models.embedding import embed
 from cifar_jax.recipe import build
 from cifar_jax.training import augment
 from cifar_jax.training.losses import LOSSES
 from cifar_jax.training.metrics import CALIBRATION_BINS
-from cifar_jax.training.step import TrainState, model, normalise
+from cifar_jax.training.state import model, model_inputs
 
 Array = jax.Array
 
 
-def logits(recipe: Any, state: TrainState, images: Array, views: str = "one") -> Array:
+Weights = dict[str, Any]  # {"params", "batch_stats"}; those of a state: `state.evaluated_weights`
+
+
+def logits(recipe: Any, weights: Weights, images: Array, views: str = "one") -> Array:
     """images uint8 [B, H, W, C] -> float32 [B, classes], the weighted mean over the views' logits.
 
-    Evaluates the averaged weights where the recipe keeps an average. Raises InputError on unknown views.
+    Raises InputError on unknown views.
     """
-    weights = state.average or {"params": state.params, "batch_stats": state.batch_stats}
     inputs = images.astype(jnp.float32) / 255
-    apply: Any = lambda view: model(recipe).apply(weights, normalise(recipe, view(inputs)), train=False)
+    apply: Any = lambda view: model(recipe).apply(weights, model_inputs(recipe, view(inputs)), train=False)
     return jnp.sum(jnp.stack([weight * apply(view) for weight, view in augment.views(views)]), axis=0)
 
 
-def sums(recipe: Any, state: TrainState, images: Array, labels: Array, views: str, placement: Any = None) -> dict:
+def embeddings(recipe: Any, weights: Weights, images: Array) -> Array:
+    """images uint8 [B, H, W, C] -> float32 [B, D], the input of the model's `head`, of the images alone.
+
+    Raises InputError where the model has no module of that name.
+    """
+    return embed(model(recipe), weights, model_inputs(recipe, images.astype(jnp.float32) / 255))[1]
+
+
+def sums(
+    recipe: Any,
+    weights: Weights,
+    images: Array,
+    labels: Array,
+    views: str,
+    *,
+    constrain: Callable[[Any], Any] = lambda batch: batch,
+    devices: int = 1,
+) -> dict[str, Array]:
     """Sums over images uint8 [N, H, W, C] and labels int32 [N], in batches of evaluation.batch_size:
 
     loss_sum (the recipe's loss), top5, confusion int32 [C, C] by (true, predicted), and calibration [15, 3]: images,
-    summed confidence and correct answers in each bin of the highest probability.
+    summed confidence and correct answers in each bin of the highest probability. `constrain` places a batch on so many
+    `devices`.
     """
     count, classes = len(images), recipe.data.num_classes
-    parts = placement.mesh.size if placement is not None else 1
-    size = -(-min(recipe.evaluation.batch_size, count) // parts) * parts  # splits evenly over the devices
+    size = -(-min(recipe.evaluation.batch_size, count) // devices) * devices  # splits evenly over the devices
     batches = jnp.arange(-(-count // size) * size).reshape(-1, size)
 
     def body(total, index):
         weight = (index < count).astype(jnp.float32)  # the last batch is padded with images of weight 0
         batch = images[jnp.minimum(index, count - 1)], labels[jnp.minimum(index, count - 1)]
-        if placement is not None:
-            batch = jax.lax.with_sharding_constraint(batch, placement)
-        scores = logits(recipe, state, batch[0], views)
+        batch = constrain(batch)
+        scores = logits(recipe, weights, batch[0], views)
         true = jax.nn.one_hot(batch[1], classes)
         predicted = jax.nn.one_hot(scores.argmax(-1), classes)
         confidence = jax.nn.softmax(scores).max(-1)

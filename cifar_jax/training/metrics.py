@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from cifar_jax.errors import InputError
+
 CALIBRATION_BINS = 15  # Guo et al. 2017, section 4
 
 
@@ -52,10 +54,18 @@ class Evaluation:
         return "\n".join([*rows, summary])
 
 
-def summarise(sums: dict[str, Any], classes: tuple[str, ...], split: str) -> Evaluation:
-    """`sums` as evaluation.sums gives them: loss_sum, top5, confusion [C, C], calibration [bins, 3]."""
+def summarise(sums: dict[str, Any], classes: tuple[str, ...], split: str, count: int) -> Evaluation:
+    """`sums` as evaluation.sums gives them for `count` images: loss_sum, top5, confusion [C, C], calibration [bins, 3].
+
+    Raises InputError where the confusion matrix does not hold every image.
+    """
     confusion = np.asarray(sums["confusion"]).astype(np.int64)
-    count, right = int(confusion.sum()), np.diag(confusion)
+    if confusion.sum() != count:
+        missing = (
+            f"only {confusion.sum()} of {count} images of split '{split}' have a label of the {len(classes)} classes"
+        )
+        raise InputError(f"{missing}; labels are 0 to {len(classes) - 1}")
+    right = np.diag(confusion)
     precision, recall = _ratio(right, confusion.sum(0)), _ratio(right, confusion.sum(1))
     f1 = _ratio(2 * right, confusion.sum(0) + confusion.sum(1))
     images, confidence, correct = np.asarray(sums["calibration"], np.float64).T

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from cifar_jax.recipe import Table
+from cifar_jax.recipe import Table, build
 
 
 def _warm(epoch: Any, warmup_epochs: float) -> Any:
@@ -58,3 +59,20 @@ SCHEDULES: Table = {
     "cosine": cosine,
     "one_cycle": one_cycle,
 }
+
+
+def steps_per_epoch(recipe: Any) -> int:
+    """Whole batches in the training set; each epoch leaves out other images, where some are left over."""
+    return recipe.data.train_count // recipe.batch_size
+
+
+def learning_rate(recipe: Any, step: jax.Array | int, epochs: float = 0.0) -> jax.Array:
+    """optimizer.learning_rate times the schedule's factor before optimiser step `step`.
+
+    With `epochs` the schedule is that of a run of so many, and the rate is 0 after them.
+    """
+    epoch = jnp.asarray(step, jnp.float32) / steps_per_epoch(recipe)
+    factor = build(SCHEDULES, recipe.schedule, "schedule", epoch=epoch, epochs=float(epochs or recipe.epochs))
+    if epochs:
+        factor = jnp.where(epoch < epochs, factor, 0.0)
+    return jnp.asarray(recipe.optimizer.learning_rate * factor, jnp.float32)

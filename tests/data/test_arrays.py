@@ -42,7 +42,7 @@ def _write(root, name, splits, classes=("a", "b", "c"), shape=(None, None, 3), s
 
     described = {
         "image": tfds.features.Image(shape=shape),
-        "label": tfds.features.ClassLabel(names=list(classes)),
+        "label": tfds.features.ClassLabel(**({"names": list(classes)} if classes else {"num_classes": 2**33})),
     }
     described |= features
     described = {key: value for key, value in described.items() if value is not None}
@@ -192,6 +192,22 @@ def test_images_of_two_sizes(tmp_path):
     with pytest.raises(InputError, match=r"differ in size: \(6, 5, 3\) and \(7, 5, 3\)") as error:
         _load("made", "train")
     _sentence(error)
+
+
+@pytest.mark.parametrize("value", [-1, 3, 2**32])
+def test_a_label_out_of_range_is_named(tmp_path, value):
+    examples = _examples(4)
+    examples[2] = (examples[2][0], value)
+    _write(tmp_path / "tfds", "made", {"train": _examples(4), "test": examples}, classes=None)
+    folder = tmp_path / "tfds/made/1.0.0"
+    features = json.loads((folder / "features.json").read_text())
+    features["featuresDict"]["features"]["label"]["classLabel"]["numClasses"] = "3"
+    (folder / "features.json").write_text(json.dumps(features))
+    with pytest.raises(InputError, match=rf"split 'test' in .* has the label {value}; .* 0\.\.2") as error:
+        _load("made", "test")
+    assert str(folder) in _sentence(error)
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+    assert len(_load("made", "train").labels) == 4
 
 
 def test_not_image_classification(tmp_path):

@@ -136,6 +136,16 @@ def test_importing_and_finding_leaves_tfds_alone(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_importing_the_package_is_light():
+    """The parent's own imports are left out: what counts here is the import of cifar_jax.data alone."""
+    code = (
+        "import sys, types; parent = types.ModuleType('cifar_jax'); parent.__path__ = ['cifar_jax'];"
+        "sys.modules['cifar_jax'] = parent; import cifar_jax.data; assert cifar_jax.data.load;"
+        "assert not {'tensorflow_datasets', 'PIL', 'sklearn', 'jax', 'array_record'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_find_takes_the_highest_complete_version(tmp_path):
     def make(*parts, info=True):
         folder = tmp_path.joinpath(*parts)

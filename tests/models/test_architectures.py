@@ -49,7 +49,7 @@ def norms(params, statistics):
 
 
 def head(x, params):
-    return dense(x.mean((1, 2)), params["Dense_0"])
+    return dense(x.mean((1, 2)), params["head"])
 
 
 def pool(x, reduce, beyond=-np.inf):
@@ -62,14 +62,14 @@ def mlp(p, s, x):
     x = x.reshape(len(x), -1)
     for number in range(2):
         x = relu(dense(x, p[f"Dense_{number}"]))
-    return dense(x, p["Dense_2"])
+    return dense(x, p["head"])
 
 
 def cnn(p, s, x):
     """LeNet's order: convolution, ReLU, max-pooling; twice, and two dense layers on all pixels."""
     for number in range(2):
         x = pool(relu(convolve(x, p[f"Convolution_{number}"])), np.max)
-    return dense(relu(dense(x.reshape(len(x), -1), p["Dense_0"])), p["Dense_1"])
+    return dense(relu(dense(x.reshape(len(x), -1), p["Dense_0"])), p["head"])
 
 
 def group_norm(x, params):
@@ -98,7 +98,7 @@ def convnet(p, s, x, pooling="max", normalisation="batch", pixels="average"):
         x = relu(normed(number, convolve(x, p[f"Convolution_{number}"], stride)))
         x = pooled(x) if number % 2 else x
     x = x.mean((1, 2)) if pixels == "average" else x.reshape(len(x), -1)
-    return dense(relu(dense(x, p["Dense_0"])), p["Dense_1"])
+    return dense(relu(dense(x, p["Dense_0"])), p["head"])
 
 
 def vgg(p, s, x):
@@ -206,7 +206,7 @@ def vit(p, s, x):
     tokens = tokens + dense(mixed, own["Attention_0"]["out"])
     hidden = gelu(dense(layer_norm(tokens, own["LayerNorm_1"]), own["Dense_0"]))
     tokens = tokens + dense(hidden, own["Dense_1"])
-    return dense(layer_norm(tokens, p["last_norm"])[:, 0], p["Dense_0"])
+    return dense(layer_norm(tokens, p["last_norm"])[:, 0], p["head"])
 
 
 def speedrun(p, s, x):
@@ -262,7 +262,7 @@ def test_evaluation_is_the_papers_figure(name):
 )
 def test_a_convnets_fields_are_numpys(pooling, normalisation, pixels):
     """Each choice once; test_evaluation_is_the_papers_figure has the others."""
-    model = build("convnet", pooling=pooling, normalisation=normalisation, head=pixels)
+    model = build("convnet", pooling=pooling, normalisation=normalisation, reduction=pixels)
     batch = images(3, 9, 9)
     start = jit(lambda x: model.init(jax.random.key(0), x, train=False))(batch)
     random = np.random.RandomState(1)

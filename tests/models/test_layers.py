@@ -22,7 +22,7 @@ def normal(seed, shape, dtype=np.float32):
 
 
 def plain(images, kernel, strides, padding):
-    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=layers.LAYOUT)
+    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=kernels.LAYOUT)
 
 
 def assert_close(actual, expected, tolerance):
@@ -365,7 +365,7 @@ DEPTHWISE = [case for case in CASES if case[1] != (1, 1)]
 def test_depthwise_convolution_is_the_grouped_one(size, window, strides, padding):
     images, kernel = normal(0, (2, *size, 3)), normal(1, (*window, 1, 3))
     grouped = lambda images, kernel: lax.conv_general_dilated(
-        images, kernel, strides, padding, dimension_numbers=layers.LAYOUT, feature_group_count=3
+        images, kernel, strides, padding, dimension_numbers=kernels.LAYOUT, feature_group_count=3
     )
     own = lambda images, kernel: kernels.depthwise_convolution(images, kernel, strides, padding)
     programs = jit(lambda *arguments: (value_and_gradients(own)(*arguments), value_and_gradients(grouped)(*arguments)))

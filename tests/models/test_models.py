@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from cifar_jax import training
 from cifar_jax.errors import InputError
 from cifar_jax.models import MODELS, convnet
 from cifar_jax.models.counts import counts
 from cifar_jax.recipe import parameters
 from cifar_jax.runs.devices import jit
-from cifar_jax.training import step as train
 from cifar_jax.training.losses import cross_entropy
 from tests import made
 
@@ -103,7 +103,7 @@ OTHER = {  # another value of each field that a recipe may set
     "convolutions": (1,),
     "pooling": "average",
     "normalisation": "group",
-    "head": "flatten",
+    "reduction": "flatten",
     "stem": "imagenet",
     "shortcut": "A",
     "block": "bottleneck",
@@ -125,8 +125,8 @@ OTHER = {  # another value of each field that a recipe may set
     ("resnet20", "shortcut"): "B",
     ("resnet50", "block"): "basic",
     ("vgg11", "batch_norm"): True,
-    ("vgg11", "head"): "hidden",
-    ("vgg11_bn", "head"): "hidden",
+    ("vgg11", "classifier"): "hidden",
+    ("vgg11_bn", "classifier"): "hidden",
     ("vgg11_bn", "batch_norm"): False,
 }
 SUBTRACTED = {  # biases that the next batch normalisation subtracts again: their gradient is zero
@@ -144,7 +144,7 @@ def other(name, field):
 
 def build(name, classes=5, dtype="float32", **fields):
     section = {"name": name, **TINY[name], **fields}
-    return train.model(made.recipe({"data.num_classes": classes, "dtype": dtype}, model=section))
+    return training.model(made.recipe({"data.num_classes": classes, "dtype": dtype}, model=section))
 
 
 def images(batch=4, height=8, width=8, channels=3):
@@ -195,7 +195,7 @@ def stated():
 @functools.cache
 def full_size(name):
     """Parameters and multiply-adds of one 32x32 image, without computing anything."""
-    model = train.model(made.recipe({"data.num_classes": 10}, model={"name": name}))
+    model = training.model(made.recipe({"data.num_classes": 10}, model={"name": name}))
     return counts(model)
 
 
@@ -356,11 +356,11 @@ def test_remat_changes_the_program_and_no_number(name):
     [
         ("convnet", "pooling"),
         ("convnet", "normalisation"),
-        ("convnet", "head"),
+        ("convnet", "reduction"),
         ("resnet18", "block"),
         ("resnet18", "shortcut"),
         ("resnet18", "stem"),
-        ("vgg11", "head"),
+        ("vgg11", "classifier"),
         ("vit", "pooling"),
         ("mlp", "activation"),
     ],
@@ -388,14 +388,14 @@ def test_sizes_that_do_not_divide_are_refused(name, changes):
 
 @pytest.mark.parametrize("pooling", convnet.POOLINGS)
 @pytest.mark.parametrize("normalisation", convnet.NORMALISATIONS)
-@pytest.mark.parametrize("head", convnet.HEADS)
-def test_every_combination_of_a_convnet(pooling, normalisation, head):
+@pytest.mark.parametrize("reduction", convnet.REDUCTIONS)
+def test_every_combination_of_a_convnet(pooling, normalisation, reduction):
     """Three stages leave 2x2 of 9x11 pixels; a bias stands wherever batch normalisation does not subtract it."""
     x = np.zeros((2, 9, 11, 3), np.float32)
-    fields = {"widths": (4, 4, 4), "pooling": pooling, "normalisation": normalisation, "head": head}
+    fields = {"widths": (4, 4, 4), "pooling": pooling, "normalisation": normalisation, "reduction": reduction}
     logits, start = shapes("convnet", x, **fields)
     assert logits.shape == (2, 5)
-    assert start["params"]["Dense_0"]["kernel"].shape[0] == (4 if head == "average" else 2 * 2 * 4)
+    assert start["params"]["head"]["kernel"].shape[0] == (4 if reduction == "average" else 2 * 2 * 4)
     assert ("bias" in start["params"]["Convolution_0"]) == (normalisation != "batch")
 
 

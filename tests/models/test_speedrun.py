@@ -7,14 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cifar_jax import training
 from cifar_jax.data.arrays import hold_out
 from cifar_jax.errors import InputError
-from cifar_jax.models import MODELS, speedrun
-from cifar_jax.recipe import override
+from cifar_jax.models import MODELS, kernels, speedrun
+from cifar_jax.recipe import resolve
 from cifar_jax.runs.devices import jit
-from cifar_jax.runs.fit import fit, load_recipe, whole_run
+from cifar_jax.runs.fit import fit
+from cifar_jax.runs.programs import whole_run
+from cifar_jax.runs.recipes import load_recipe
 from cifar_jax.training import optimizers as optim
-from cifar_jax.training import step as train
+from cifar_jax.training.state import model_inputs
+from cifar_jax.training.update import optimizer
 from tests import made
 
 TINY = {"name": "speedrun94", "widths": (4, 8)}
@@ -66,7 +70,7 @@ def test_dirac_passes_the_channels_on(channels, features):
     kernel = speedrun.dirac(jax.random.key(0), (3, 3, channels, features))
     images = np.random.RandomState(0).normal(size=(2, 6, 6, channels)).astype(np.float32)
     same = min(channels, features)
-    outputs = speedrun.convolution(images, kernel)
+    outputs = kernels.convolution(images, kernel)
     np.testing.assert_array_equal(outputs[..., :same], images[..., :same])
     rest, bound = np.asarray(kernel[..., same:]), (9 * channels) ** -0.5
     assert np.abs(rest).max(initial=0) <= bound
@@ -105,7 +109,7 @@ def test_no_step_moves_the_whitening():
 def test_given_filters_are_used():
     recipe = made.recipe(model=TINY)
     state, images = made.init(recipe), pictures(4)
-    apply = jit(lambda variables: train.model(recipe).apply(variables, images, train=False))
+    apply = jit(lambda variables: training.model(recipe).apply(variables, images, train=False))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     filters = {"whitening": speedrun.whitening_filters(images)}
     given = {"params": state.params, "batch_stats": state.batch_stats | filters}
@@ -121,7 +125,7 @@ def test_a_run_starts_from_the_whitening_of_its_training_images(changes):
     recipe = made.recipe({"data.validation": 8, "epochs": 1, "groups": groups, **changes}, model=model)
     run = fit(recipe, data=data, progress=False)
     kept, _ = hold_out(data["train"].labels, 8, 0)
-    images = train.normalise(recipe, data["train"].images[kept][:24] / np.float32(255))
+    images = model_inputs(recipe, data["train"].images[kept][:24] / np.float32(255))
     expected = jit(speedrun.whitening_filters)(images)
     for batch_stats in (run.state.batch_stats, run.state.average.get("batch_stats", run.state.batch_stats)):
         np.testing.assert_allclose(batch_stats["whitening"], expected, rtol=1e-3, atol=1e-3)
@@ -177,20 +181,21 @@ def test_the_recipe_is_the_peers(name):
 
 @pytest.mark.parametrize(("name", "section"), NETWORKS)
 def test_the_network_is_the_peers(name, section):
-    network = train.model(load_recipe(f"configs/{name}.py", {"dtype": "float32"}), section)
+    recipe = resolve(load_recipe(f"configs/{name}.py", {"dtype": "float32"}), {"data.num_classes": 10})
+    network = training.model(recipe, section)
     for field, expected in {**NETWORKS[name, section], **STARTS[name], "activation": "gelu", **SEEN}.items():
         assert getattr(network, field) == expected, field
 
 
 def test_the_recipe_has_the_rates_of_the_peer():
     """The peer's numbers, for a summed loss, against one step of ours on the mean: 200 steps of 2000 images."""
-    recipe = load_recipe("configs/speedrun94.py", {"model.widths": (4, 8), "data.num_classes": 10})
-    recipe = override(recipe, {"data.image_shape": (8, 8, 3), "data.train_count": 50_000, "dtype": "float32"})
-    assert train.steps_per_epoch(recipe) * recipe.epochs == 200
-    params = train.init(recipe).params
+    recipe = load_recipe("configs/speedrun94.py", {"model.widths": (4, 8), "dtype": "float32"})
+    recipe = resolve(recipe, {"data.num_classes": 10, "data.image_shape": (8, 8, 3), "data.train_count": 50_000})
+    assert training.steps_per_epoch(recipe) * recipe.epochs == 200
+    params = training.init(recipe).params
     gradients = jax.tree.map(lambda w: jnp.full_like(w, 1e-3), params)  # of the mean; of the sum 2000 times as much
     for step, bias_rate, rate in ((0, 0.053, 1.0), (50, 0.053 / 3, 0.75), (75, 0.0, 0.625), (150, 0.0, 0.25)):
-        transformation = train.optimizer(recipe, step)
+        transformation = optimizer(recipe, step)
         updates, _ = transformation.update(gradients, transformation.init(params), params)
 
         def by_sgd(weight, learning_rate, peak):
@@ -216,17 +221,16 @@ def test_float16_takes_the_gradient_of_the_sum_as_the_peer_does():
     for dtype in ("float32", "float16"):
         recipe = made.recipe({"data.num_classes": 5, "dtype": dtype}, model=TINY)
         state = made.init(recipe)
-        both = jit(functools.partial(train.loss_and_gradients, recipe))
-        gradients[dtype] = both(state.params, state.batch_stats, inputs, targets, jax.random.key(0))[1]
+        both = jit(functools.partial(made.loss_and_gradients, recipe))
+        gradients[dtype] = both(state.params, state.batch_stats, inputs, targets).gradients
     exact, rough = (tree["group1"] for tree in gradients.values())
     distances = jax.tree.map(lambda one, other: np.linalg.norm(one - other) / np.linalg.norm(one), exact, rough)
     assert 1e-4 < max(jax.tree.leaves(distances)) < 0.01
 
 
-@pytest.mark.parametrize("stages", [(), ((0.5, 1),)], ids=["whole images", "progressive resizing"])
-def test_a_whole_run_as_one_program_is_the_run_of_fit(stages):
+def test_a_whole_run_as_one_program_is_the_run_of_fit():
     data = {"train": made.split(24), "test": made.split(12, seed=1)}
-    changes = {"data.validation": 0, "data.train_count": 24, "epochs": 2, "seed": 5, "progressive_resizing": stages}
+    changes = {"data.validation": 0, "data.train_count": 24, "epochs": 2, "seed": 5}
     recipe = made.recipe(changes, model=TINY)
     sets = [(jnp.asarray(split.images), jnp.asarray(split.labels)) for split in (data["train"], data["test"])]
     state, sums, seen = jit(lambda seed: whole_run(recipe, seed, *sets))(5)

@@ -20,8 +20,8 @@ import numpy as np
 import optax
 import pytest
 
-from cifar_jax.runs.checkpoint import Checkpoints, read_json, write_json
 from cifar_jax.errors import InputError
+from cifar_jax.runs.checkpoint import Checkpoints, read_json, write_json
 
 
 @flax.struct.dataclass

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import cifar_jax as cj
-from cifar_jax.runs import fit as run
+from cifar_jax.runs import loop
 from tests import made
 
 EPOCHS = 12
@@ -18,13 +18,13 @@ def test_no_array_of_an_epoch_outlives_it(monkeypatch, tmp_path, kept):
     Counted, not measured: an allocator's habits and other threads make a process's size jump.
     """
     alive = []
-    lines = run._lines
+    lines = loop.lines_of
 
     def count(*arguments):  # called once an epoch, with a checkpoint under way
         alive.append(sum(array.nbytes for array in jax.live_arrays()))
         return lines(*arguments)
 
-    monkeypatch.setattr(run, "_lines", count)
+    monkeypatch.setattr(loop, "lines_of", count)
     recipe = made.recipe(epochs=EPOCHS)
     trained = cj.fit(
         recipe,

@@ -14,18 +14,19 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.numpy import save_file
 
 import cifar_jax as cj
-from cifar_jax.cli import parse_field
+from cifar_jax import cli, training
 from cifar_jax.runs import pretrained
 from cifar_jax.runs.devices import jit
-from cifar_jax.training import step as train
 from tests import made
 
 RANDOM = functools.partial(np.random.RandomState, 0)
 IMAGES = RANDOM().normal(size=(3, 8, 8, 3)).astype(np.float32)
 DATA = {name: made.split(seed=seed) for seed, name in enumerate(("train", "test"))}
 FROZEN, SLOW = (
-    parse_field(flag.replace('"', ""))[1]
-    for flag in re.findall(r"^--config\.groups=.*", (Path(__file__).parents[2] / "README.md").read_text(), re.M)
+    cli.parse_field(flag.replace('"', ""))[1]
+    for flag in re.findall(
+        r"^--config\.groups=.*", Path(cli.__file__).parents[1].joinpath("README.md").read_text(), re.M
+    )
 )
 
 
@@ -178,7 +179,7 @@ MODELS = {  # tensors, our model, the logits that PyTorch gives
     **{
         f"{library}'s vgg{'_bn' * batch_norm}": (
             vgg(batch_norm=batch_norm, timm=library == "timm"),
-            {"name": f"vgg11{'_bn' * batch_norm}", "stages": (1, 2), "width": 2, "head": "hidden"},
+            {"name": f"vgg11{'_bn' * batch_norm}", "stages": (1, 2), "width": 2, "classifier": "hidden"},
             functools.partial(vgg_logits, stages=(1, 2)),
         )
         for library in ("torchvision", "timm")
@@ -190,7 +191,7 @@ VGG = MODELS["torchvision's vgg_bn"][1]
 
 def start(file, model=RESNET, **changes):
     recipe = made.recipe(model=model, init_from=str(file), **changes)
-    return recipe, pretrained.first_state(recipe, {}, jax.eval_shape(lambda: train.init(recipe)))
+    return recipe, pretrained.first_state(recipe, {}, jax.eval_shape(lambda: training.init(recipe)))
 
 
 def write(folder, tensors):
@@ -205,7 +206,7 @@ def test_a_file_gives_the_logits_of_its_layout(tensors, model, expected, tmp_pat
     assert sum(leaf.size for leaf in jax.tree.leaves((state.params, state.batch_stats))) == sum(
         tensor.size for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")
     )
-    apply = jit(lambda variables, images: train.model(recipe).apply(variables, images, train=False))
+    apply = jit(lambda variables, images: training.model(recipe).apply(variables, images, train=False))
     logits = apply({"params": state.params, "batch_stats": state.batch_stats}, IMAGES)
     np.testing.assert_allclose(logits, expected(tensors, IMAGES), rtol=1e-4, atol=1e-5)
 
@@ -225,8 +226,8 @@ HEADS = {  # what the file holds, our model, what the warning says
     "torchvision's vgg": (vgg(batch_norm=True, classes=10), VGG, "the file's is of 10 classes"),
     "timm's vgg": (
         vgg(timm=True, classes=10),
-        {**MODELS["timm's vgg"][1], "head": "average"},
-        "model.head=hidden keeps its hidden layers",
+        {**MODELS["timm's vgg"][1], "classifier": "average"},
+        "model.classifier=hidden keeps its hidden layers",
     ),
 }
 
@@ -235,11 +236,11 @@ HEADS = {  # what the file holds, our model, what the warning says
 def test_a_head_of_other_classes_starts_afresh_and_says_so(tensors, model, told, tmp_path):
     file = write(tmp_path, tensors)
     recipe = made.recipe({"average.decay": 0.9}, model=model, init_from=str(file))
-    drawn = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: train.init(recipe)))
+    drawn = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: training.init(recipe)))
     with pytest.warns(UserWarning, match=f"the head starts afresh, .*{told}"):
         state = pretrained.first_state(recipe, {}, drawn)
-    assert all(not np.any(leaf) for leaf in state.params["Dense_0"].values())
-    assert all(np.any(leaf) for path, leaf in jax.tree.leaves_with_path(state.params) if path[0].key != "Dense_0")
+    assert all(not np.any(leaf) for leaf in state.params["head"].values())
+    assert all(np.any(leaf) for path, leaf in jax.tree.leaves_with_path(state.params) if path[0].key != "head")
     assert state.average == {"params": state.params, "batch_stats": state.batch_stats}
 
 
@@ -276,8 +277,8 @@ FAULTS = {  # tensors, model, what the sentence says
     "integers": (damaged(resnet(), **{"fc.bias": np.ones(4, np.int32)}), RESNET, "'fc.bias' is int32; weights are"),
     "hidden layers": (
         vgg(batch_norm=True),
-        {**VGG, "head": "average"},
-        "has hidden layers ('classifier.0.bias'); set model.head=hidden",
+        {**VGG, "classifier": "average"},
+        "has hidden layers ('classifier.0.bias'); set model.classifier=hidden",
     ),
     "another architecture": (vgg(), RESNET, "it lacks 'conv1.weight' [4, 3, 7, 7]"),
     "a model without a layout": (resnet(), {"name": "cnn", "width": 4}, "is of no use to model 'cnn'"),
@@ -335,7 +336,7 @@ SMALL = {  # tensors of a file, our model
     "resnet": (resnet((1,), stem=3), {"name": "resnet18", "stages": (1,), "width": 4}),
     "vgg": (
         vgg((1,), batch_norm=True),
-        {"name": "vgg11_bn", "stages": (1,), "width": 2, "head": "hidden"},
+        {"name": "vgg11_bn", "stages": (1,), "width": 2, "classifier": "hidden"},
     ),
 }
 
@@ -352,9 +353,9 @@ def test_a_frozen_body_stays_bit_for_bit(tensors, model, tmp_path):
     again = made.recipe(init_from=str(tmp_path / "run"), groups=FROZEN, **short)
     second = cj.fit(again, data=DATA, progress=False)
     for before, after in ((given, first.state), (first.state, second.state)):
-        body = given.params.keys() - {"Dense_0"}
+        body = given.params.keys() - {"head"}
         made.assert_same(*({name: state.params[name] for name in body} for state in (before, after)))
-        for leaves in zip(*(jax.tree.leaves(state.params["Dense_0"]) for state in (before, after)), strict=True):
+        for leaves in zip(*(jax.tree.leaves(state.params["head"]) for state in (before, after)), strict=True):
             assert np.any(leaves[0] != leaves[1])
         for leaves in zip(*(jax.tree.leaves(state.batch_stats) for state in (before, after)), strict=True):
             assert np.any(leaves[0] != leaves[1])
@@ -382,6 +383,6 @@ def test_a_slow_body_takes_a_tenth_of_the_step(tensors, model, tmp_path):
         moves.append(jax.tree.map(np.subtract, after.params, given.params))
     for path, fast in jax.tree.leaves_with_path(moves[0]):
         slow = functools.reduce(lambda tree, part: tree[part.key], path, moves[1])
-        factor = 1 if path[0].key == "Dense_0" else 0.1
+        factor = 1 if path[0].key == "head" else 0.1
         np.testing.assert_allclose(slow, factor * fast, rtol=2e-2, atol=2e-7, err_msg=jax.tree_util.keystr(path))
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(moves[1])) > 1e-3

@@ -354,7 +354,7 @@ def test_training_accuracy_counts_the_original_label(augmentation):
     recipe = made.recipe({f"augment.{augmentation}": 1.0})
     state, data = made.init(recipe), made.split()
     params = jax.tree.map(jnp.zeros_like, state.params)
-    params["Dense_1"]["bias"] = jnp.array([0.0, 0.0, 1.0, 0.0])
+    params["head"]["bias"] = jnp.array([0.0, 0.0, 1.0, 0.0])
     _, sums = made.step(recipe)(state.replace(params=params), data.images[:8], data.labels[:8])
     assert int(sums["correct"]) == np.sum(data.labels[:8] == 2)
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cifar_jax import training
 from cifar_jax.errors import InputError
 from cifar_jax.runs.devices import jit
 from cifar_jax.training import evaluation
-from cifar_jax.training import step as train
 from cifar_jax.training.metrics import CALIBRATION_BINS, summarise
+from cifar_jax.training.state import evaluated_weights
 from tests import made
 
 CLASSES, COUNT = 7, 23
@@ -38,7 +39,7 @@ def recipe(scale=10.0, **changes):
 
 def sums(recipe, images, labels, views="one", state=None):
     program = jit(functools.partial(evaluation.sums, recipe, views=views))
-    return jax.device_get(program(state or made.init(recipe), images, labels))
+    return jax.device_get(program(evaluated_weights(state or made.init(recipe)), images, labels))
 
 
 def random_images(count=COUNT):
@@ -92,7 +93,7 @@ def test_sums_of_a_network_do_not_depend_on_the_batch_size():
     whole = sums(made.recipe({"evaluation.batch_size": 29}), data.images, data.labels, state=state)
     assert whole["confusion"].sum() == 29
     assert whole["calibration"][:, 0].sum() == 29
-    scores = evaluation.logits(made.recipe(), state, data.images)
+    scores = evaluation.logits(made.recipe(), evaluated_weights(state), data.images)
     assert whole["calibration"][:, 2].sum() == np.sum(np.argmax(scores, -1) == data.labels)
     parts = sums(made.recipe({"evaluation.batch_size": 8}), data.images, data.labels, state=state)
     assert_sums(parts, whole)
@@ -109,7 +110,7 @@ def test_views_average_logits(views):
             return squared + jnp.arange(CLASSES) / 3  # so that a mirrored image is another
 
     wide = recipe(**{"model.name": Upper, "data.image_shape": (2, CLASSES, 1)})
-    state = train.TrainState(jnp.int32(0), {}, {}, (), {}, {})
+    state = training.TrainState(jnp.int32(0), {}, {}, (), {}, {})
     x = tall[..., 0] / 255 * 10.0
     pad = np.pad(x, [(0, 0), (1, 1), (1, 1)], mode="reflect")
     square = lambda rows: rows[:, 0] ** 2
@@ -119,7 +120,9 @@ def test_views_average_logits(views):
     if views == "mirror_shift":
         expected = expected / 2 + (up + up[:, ::-1] + down + down[:, ::-1]) / 8
     expected = expected + np.arange(CLASSES) / 3
-    np.testing.assert_allclose(evaluation.logits(wide, state, tall, views), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        evaluation.logits(wide, evaluated_weights(state), tall, views), expected, rtol=1e-4, atol=1e-4
+    )
     assert_sums(sums(wide, tall, labels, views, state), directly(expected, labels))
 
 
@@ -127,8 +130,8 @@ def test_logits_are_the_models_of_normalised_images_in_evaluation():
     chosen = made.recipe({"model.dropout": 0.5, "data.mean": (0.1, 0.2, 0.3), "data.std": (0.5, 0.4, 0.3)})
     data, state = made.split(), made.init(chosen)
     inputs = (data.images / 255 - np.array([0.1, 0.2, 0.3])) / np.array([0.5, 0.4, 0.3])
-    expected = train.model(chosen).apply({"params": state.params}, inputs.astype(np.float32), train=False)
-    actual = evaluation.logits(chosen, state, data.images)
+    expected = training.model(chosen).apply({"params": state.params}, inputs.astype(np.float32), train=False)
+    actual = evaluation.logits(chosen, evaluated_weights(state), data.images)
     assert actual.dtype == jnp.float32
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -138,8 +141,9 @@ def test_the_averaged_weights_are_evaluated_where_there_are_any():
     other = made.init(made.recipe(seed=1)).params
     averaged = state.replace(average={"params": other, "batch_stats": {}})
     logits = functools.partial(evaluation.logits, made.recipe(), images=data.images)
-    np.testing.assert_array_equal(logits(averaged), logits(state.replace(params=other)))
-    assert np.any(logits(averaged) != logits(state))
+    evaluated = lambda state: logits(weights=evaluated_weights(state))
+    np.testing.assert_array_equal(evaluated(averaged), evaluated(state.replace(params=other)))
+    assert np.any(evaluated(averaged) != evaluated(state))
 
 
 def test_the_averaged_batch_statistics_are_evaluated_too():
@@ -147,7 +151,7 @@ def test_the_averaged_batch_statistics_are_evaluated_too():
     data, state = made.split(), made.init(chosen)
     shifted = {**state.average, "batch_stats": jax.tree.map(lambda leaf: leaf + 0.5, state.batch_stats)}
     averaged, moved = state.replace(average=shifted), state.replace(batch_stats=shifted["batch_stats"], average={})
-    logits = jit(lambda state: evaluation.logits(chosen, state, data.images[:4]))
+    logits = jit(lambda state: evaluation.logits(chosen, evaluated_weights(state), data.images[:4]))
     np.testing.assert_allclose(logits(averaged), logits(moved), rtol=1e-5)
     assert np.abs(logits(averaged) - logits(state)).max() > 1e-3
 
@@ -178,11 +182,11 @@ def test_the_loss_is_the_recipes():
 def test_confusion_rows_are_true_classes():
     images = np.zeros((1, 1, CLASSES, 1), np.uint8)
     images[0, 0, 5] = 255
-    result = summarise(sums(recipe(), images, np.array([2])), tuple("abcdefg"), "test")
+    result = summarise(sums(recipe(), images, np.array([2])), tuple("abcdefg"), "test", 1)
     assert result.confusion_matrix[2, 5] == 1
     assert result.count == 1
 
 
 def test_unknown_views_are_answered_with_the_nearest():
     with pytest.raises(InputError, match="views 'miror' are unknown; did you mean 'mirror'"):
-        evaluation.logits(made.recipe(), made.init(made.recipe()), made.split().images, "miror")
+        evaluation.logits(made.recipe(), evaluated_weights(made.init(made.recipe())), made.split().images, "miror")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from cifar_jax.errors import InputError
 from cifar_jax.training.metrics import CALIBRATION_BINS, Evaluation, summarise
 
 CLASSES = ("cat", "dog", "ship", "a very long name", "truck", "bird", "frog")
@@ -40,7 +41,7 @@ def sums_of(labels, probabilities):
 
 @pytest.fixture(scope="module")
 def evaluation():
-    return summarise(sums_of(*answers()), CLASSES, "test")
+    return summarise(sums_of(*answers()), CLASSES, "test", len(answers()[0]))
 
 
 def test_the_example_has_the_hard_cases():
@@ -90,12 +91,12 @@ def test_calibration_error_of_two_bins_by_hand():
     calibration[3] = 10, 2.5, 4  # 10 images, confidence 0.25, 40 % right
     calibration[14] = 30, 29.4, 24  # 30 images, confidence 0.98, 80 % right
     sums = {"loss_sum": 1.0, "top5": 40, "confusion": np.diag([28, 12]), "calibration": calibration}
-    error = summarise(sums, ("a", "b"), "test").expected_calibration_error
+    error = summarise(sums, ("a", "b"), "test", int(np.sum(sums["confusion"]))).expected_calibration_error
     assert error == pytest.approx((10 * 0.15 + 30 * 0.18) / 40)
 
 
 def test_a_perfect_model_has_perfect_figures():
-    result = summarise(sums_of(np.arange(7), np.eye(7)), CLASSES, "test")
+    result = summarise(sums_of(np.arange(7), np.eye(7)), CLASSES, "test", 7)
     for name in ("accuracy", "top5_accuracy", "macro_precision", "macro_recall", "macro_f1"):
         assert getattr(result, name) == 1, name
     assert result.expected_calibration_error == result.loss == 0
@@ -124,3 +125,8 @@ def test_the_table_has_a_row_for_each_class(evaluation):
     assert lines[-2].startswith("macro mean")
     assert f"{evaluation.accuracy:.2%}" in lines[-1]
     assert f"{evaluation.loss:.4f}" in lines[-1]
+
+
+def test_an_image_that_is_not_counted_is_told():
+    with pytest.raises(InputError, match=r"only 7 of 8 images of split 'test' have a label of the 7 classes"):
+        summarise(sums_of(np.arange(7), np.eye(7)), CLASSES, "test", 8)

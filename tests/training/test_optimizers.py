@@ -9,13 +9,15 @@ import numpy as np
 import optax
 import pytest
 
+from cifar_jax import training
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import build, freeze, from_json, override, to_json
-from cifar_jax.training import step as train
 from cifar_jax.training.check import check
 from cifar_jax.training.optimizers import DECAYED, OPTIMIZERS, orthogonal
 from cifar_jax.training.parameter_groups import frozen_groups
 from cifar_jax.training.schedules import SCHEDULES
+from cifar_jax.training.state import model_inputs
+from cifar_jax.training.update import optimizer
 from tests import made
 
 RATES = (0.1, 0.03, 0.2)  # another in each step: the optimiser is rebuilt with it
@@ -156,7 +158,7 @@ def test_every_optimiser_is_tested():
 def at(rate, recipe):
     """The recipe's transformation at that learning rate."""
     changes = {"optimizer.learning_rate": rate, "schedule": {"name": "constant"}}
-    return train.optimizer(override(recipe, changes), 0)
+    return optimizer(override(recipe, changes), 0)
 
 
 @pytest.mark.parametrize(("section", "formula", "decayed"), CASES)
@@ -322,24 +324,24 @@ def test_groups_come_back_from_json_and_train():
 
 def test_a_group_with_epochs_of_its_own_ends_its_schedule_there_and_freezes():
     """4 epochs of 4 steps: the biases' schedule is that of a run of one and a half."""
-    groups = (("Dense_.*/kernel|Convolution.*", 1.0, 1.0), ("Dense_.*/bias", 2.0, 1.0, 1.5))
+    groups = (("(Dense_0|head)/kernel|Convolution.*", 1.0, 1.0), ("(Dense_0|head)/bias", 2.0, 1.0, 1.5))
     recipe = made.recipe(groups=groups, schedule={"name": "linear"}, optimizer={"name": "sgd", "learning_rate": 0.5})
     params = made.init(recipe).params
     ones = jax.tree.map(jnp.ones_like, params)
     for step, short in enumerate([1 - step / 6 for step in range(6)] + [0.0] * 4):
-        transformation = train.optimizer(recipe, step)
-        updates, _ = transformation.update(ones, train.optimizer(recipe, 0).init(params), params)
+        transformation = optimizer(recipe, step)
+        updates, _ = transformation.update(ones, optimizer(recipe, 0).init(params), params)
         np.testing.assert_allclose(updates["Dense_0"]["bias"], -short, atol=1e-6)
         np.testing.assert_allclose(updates["Dense_0"]["kernel"], -0.5 * (1 - step / 16), rtol=1e-6)
 
 
 def test_nothing_moves_a_group_after_its_epochs_not_even_muons_norm():
-    groups = (("Convolution.*", 1.0, 1.0, 1), ("Dense.*", 1.0, 1.0))
+    groups = (("Convolution.*", 1.0, 1.0, 1), ("(Dense|head).*", 1.0, 1.0))
     recipe = made.recipe(groups=groups, optimizer={"name": "muon", "learning_rate": 0.1})
     params = made.init(recipe).params
     ones = jax.tree.map(jnp.ones_like, params)
     for step, moves in ((3, True), (4, False)):
-        transformation = train.optimizer(recipe, step)
+        transformation = optimizer(recipe, step)
         updates, _ = transformation.update(ones, transformation.init(params), params)
         assert bool(np.any(updates["Convolution_0"]["kernel"])) == moves
         assert np.any(updates["Dense_0"]["kernel"])
@@ -351,14 +353,14 @@ def test_a_decay_factor_multiplies_the_default_of_the_callers_function():
 
     recipe = made.recipe(groups=((".*", 1.0, 2.0),), optimizer={"name": mine, "learning_rate": 0.1})
     params = {"w": jnp.ones(3)}
-    transformation = train.optimizer(recipe, 0)
+    transformation = optimizer(recipe, 0)
     updates, _ = transformation.update({"w": jnp.zeros(3)}, transformation.init(params), params)
-    np.testing.assert_allclose(updates["w"], -train.learning_rate(recipe, 0) * 2 * 0.5, rtol=1e-6)
+    np.testing.assert_allclose(updates["w"], -training.learning_rate(recipe, 0) * 2 * 0.5, rtol=1e-6)
     without = made.recipe(groups=((".*", 1.0, 2.0),), optimizer={"name": optax.lion, "learning_rate": 0.1})
     check(without)
     bare = made.recipe(groups=((".*", 1.0, 2.0),), optimizer={"name": optax.sgd, "learning_rate": 0.1})
     with pytest.raises(InputError, match=r"weight-decay factor of 2\.0; the optimizer has no decay"):
-        train.optimizer(bare, 0)
+        optimizer(bare, 0)
 
 
 def test_frozen_names_the_groups_that_train_no_more():
@@ -372,7 +374,7 @@ def test_frozen_names_the_groups_that_train_no_more():
 def test_a_group_is_frozen_after_its_epochs_whatever_the_schedule():
     groups = (("Dense_.*", 1.0, 1.0, 1), ("Convolution.*", 1.0, 1.0))
     recipe = made.recipe(groups=groups, schedule={"name": "constant"})
-    rates = [float(train.learning_rate(recipe, step, 1)) for step in (0, 3, 4, 9)]
+    rates = [float(training.learning_rate(recipe, step, 1)) for step in (0, 3, 4, 9)]
     assert rates == pytest.approx([0.02, 0.02, 0, 0])
 
 
@@ -484,7 +486,7 @@ def test_a_warm_up_as_long_as_the_run_or_longer_still_warms_up(name, warmup):
 def test_the_learning_rate_of_a_step_is_the_schedules_at_its_epoch(schedule):
     recipe = made.recipe(schedule=schedule, optimizer={"name": "sgd", "learning_rate": 0.3}, epochs=10)
     for step in (0, 1, 2, 5, 17, 39):  # four steps an epoch
-        rate = train.learning_rate(recipe, step)
+        rate = training.learning_rate(recipe, step)
         assert rate.dtype == jnp.float32
         assert float(rate) == pytest.approx(0.3 * float(factor(schedule, step / 4)), rel=1e-6)
 
@@ -582,9 +584,9 @@ def test_the_averaged_weights_have_batch_statistics_of_their_own():
     data, state = made.split(), made.init(recipe)
     for _ in range(6):
         state, _ = made.epoch(recipe)(state, data.images, data.labels)
-    images, statistics = train.normalise(recipe, data.images / np.float32(255)), state.batch_stats
+    images, statistics = model_inputs(recipe, data.images / np.float32(255)), state.batch_stats
     forward = jax.jit(
-        lambda params, batch_stats: train.model(recipe).apply(
+        lambda params, batch_stats: training.model(recipe).apply(
             {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
         )[1]["batch_stats"]
     )

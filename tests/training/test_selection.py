@@ -4,13 +4,16 @@ import jax
 import numpy as np
 import pytest
 
+from cifar_jax import training
 from cifar_jax.errors import InputError
 from cifar_jax.models import speedrun
+from cifar_jax.recipe import override
 from cifar_jax.runs.devices import jit
-from cifar_jax.runs.fit import load_recipe
+from cifar_jax.runs.recipes import load_recipe
 from cifar_jax.training import losses
-from cifar_jax.training import step as train
 from cifar_jax.training.check import check
+from cifar_jax.training.state import model_inputs
+from cifar_jax.training.update import optimizer
 from tests import made
 
 PROXY = {"name": "cnn", "width": 2, "kernel_size": 3, "hidden": 4}
@@ -23,8 +26,8 @@ def recipe(changes=None, **more):
 
 def proxy_losses(recipe, state, images, labels):
     """Of each image, by the proxy."""
-    apply = train.model(recipe, "proxy").apply
-    logits = apply({"params": state.proxy["params"]}, train.normalise(recipe, images / np.float32(255)), train=True)
+    apply = training.model(recipe, "proxy").apply
+    logits = apply({"params": state.proxy["params"]}, model_inputs(recipe, images / np.float32(255)), train=True)
     return np.asarray(losses.cross_entropy(logits, jax.nn.one_hot(labels, made.CLASSES)))
 
 
@@ -49,8 +52,8 @@ def test_the_proxy_learns_through_the_statistics_of_the_whole_batch():
     """Its losses on the chosen half, of logits that batch normalisation made with all images, as the peer's are."""
     data, selecting = made.split(), made.recipe(recipe(), proxy={"name": "speedrun94", "widths": (4,)})
     state, images, labels = made.init(selecting), data.images[:8], data.labels[:8]
-    inputs, targets = train.normalise(selecting, images / np.float32(255)), jax.nn.one_hot(labels, made.CLASSES)
-    apply = train.model(selecting, "proxy").apply
+    inputs, targets = model_inputs(selecting, images / np.float32(255)), jax.nn.one_hot(labels, made.CLASSES)
+    apply = training.model(selecting, "proxy").apply
 
     def chosen(params):
         variables = {"params": params, "batch_stats": state.proxy["batch_stats"]}
@@ -58,7 +61,7 @@ def test_the_proxy_learns_through_the_statistics_of_the_whole_batch():
         return jax.lax.top_k(losses.cross_entropy(logits, targets), 4)[0].mean(), updated["batch_stats"]
 
     gradients, batch_stats = jax.jit(jax.grad(chosen, has_aux=True))(state.proxy["params"])
-    transformation = train.optimizer(selecting, 0, "proxy")
+    transformation = optimizer(selecting, 0, "proxy")
     updates, _ = transformation.update(gradients, state.proxy["opt_state"], state.proxy["params"])
     after, _ = made.step(selecting)(state, images, labels)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -84,21 +87,21 @@ def test_the_proxy_starts_from_the_same_whitening():
     model = {"name": "speedrun94", "widths": (4,)}
     selecting = made.recipe({**SELECTION, "average.decay": 0.9}, model=model, proxy={**model, "widths": (2,)})
     images = made.split().images
-    state = jit(lambda: train.prepare(selecting, train.init(selecting), images))()
-    expected = speedrun.whitening_filters(train.normalise(selecting, images / np.float32(255)))
+    state = jit(lambda: training.prepare(selecting, training.init(selecting), images))()
+    expected = speedrun.whitening_filters(model_inputs(selecting, images / np.float32(255)))
     for statistics in (state.batch_stats, state.proxy["batch_stats"], state.average["batch_stats"]):
         np.testing.assert_allclose(statistics["whitening"], expected, rtol=2e-2, atol=1e-2)
 
 
 def test_the_proxy_has_groups_of_its_own():
     """Another network may have other parameters; frozen ones stay, and the model's groups do not reach it."""
-    own = {"selection.groups": (("Dense.*", 1.0, 1.0), ("Convolution.*", 0.0, 1.0))}
-    selecting = recipe({**own, "groups": (("Dense_1/.*", 0.0, 1.0), ("(?!Dense_1/).*", 1.0, 1.0))})
+    own = {"selection.groups": (("(Dense|head).*", 1.0, 1.0), ("Convolution.*", 0.0, 1.0))}
+    selecting = recipe({**own, "groups": (("head/.*", 0.0, 1.0), ("(?!head/).*", 1.0, 1.0))})
     check(selecting)
     data, state = made.split(), made.init(selecting)
     after, _ = made.step(selecting)(state, data.images[:8], data.labels[:8])
     moved = lambda old, new: sorted(name for name in old if np.any(old[name]["kernel"] != new[name]["kernel"]))
-    assert moved(state.proxy["params"], after.proxy["params"]) == ["Dense_0", "Dense_1"]
+    assert moved(state.proxy["params"], after.proxy["params"]) == ["Dense_0", "head"]
     assert moved(state.params, after.params) == ["Convolution_0", "Convolution_1", "Dense_0"]
 
 
@@ -122,18 +125,18 @@ def test_what_cannot_be_is_told(changes, answer):
 @pytest.mark.parametrize("section", ["model", "proxy"])
 def test_speedrun96_has_the_rates_of_the_peer(section):
     """airbench96_faster's numbers for a loss summed over 512 images: 9 and 0.012 over 1024 (1 + 1 / 0.15)."""
-    peer = load_recipe("configs/speedrun96.py", {"data.num_classes": 10, "dtype": "float32"})
-    recipe = made.recipe(peer, **{"data.image_shape": (8, 8, 3), "data.train_count": 50_000})
-    recipe = made.recipe(
-        recipe, model={"name": "speedrun96", "widths": (4,)}, proxy={"name": "speedrun96", "widths": (2,)}
-    )
-    assert train.steps_per_epoch(recipe) * recipe.epochs == 2160
-    state = train.init(recipe)
+    peer = load_recipe("configs/speedrun96.py", {"dtype": "float32"})
+    facts = {"data.num_classes": 10, "data.image_shape": (8, 8, 3), "data.train_count": 50_000}
+    recipe = made.recipe(peer, **facts)
+    small = {"model": {"name": "speedrun96", "widths": (4,)}, "proxy": {"name": "speedrun96", "widths": (2,)}}
+    recipe = override(recipe, small)
+    assert training.steps_per_epoch(recipe) * recipe.epochs == 2160
+    state = training.init(recipe)
     params = state.params if section == "model" else state.proxy["params"]
     gradients = jax.tree.map(lambda w: np.full(w.shape, 1e-3, np.float32), params)
     scale = 1024 * (1 + 1 / 0.15)
     for step, factor in ((0, 0.2), (108, 0.6), (216, 1.0), (1188, 0.5)):
-        transformation = train.optimizer(recipe, step, section)
+        transformation = optimizer(recipe, step, section)
         updates, _ = transformation.update(gradients, transformation.init(params), params)
         assert np.any(updates["whitening_bias"]) == (section == "model")
         for name, peak in (("kernel", 9 / scale), ("bias", 64 * 9 / scale)):

@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import fit
+from cifar_jax import fit, training
 from cifar_jax.errors import InputError
 from cifar_jax.models.counts import multiply_adds
 from cifar_jax.recipe import override
-from cifar_jax.runs import fit as run
+from cifar_jax.runs import programs
 from cifar_jax.runs.devices import jit
 from cifar_jax.training import losses
-from cifar_jax.training import optimizers as optim
-from cifar_jax.training import step as train
 from cifar_jax.training.check import check
+from cifar_jax.training.gradients import gradients_of
+from cifar_jax.training.keys import Purpose, key
+from cifar_jax.training.parameter_groups import frozen_groups
+from cifar_jax.training.state import model_inputs
 from cifar_jax.training.step import Phase
 from tests import made
 
@@ -63,7 +65,7 @@ def test_a_step_is_a_pure_function():
     results = [made.step(recipe)(state, *batch()) for _ in range(2)]
     made.assert_same(*results)
     made.assert_same(jax.tree.map(np.array, state), before)
-    made.assert_same(jit(functools.partial(train.init, recipe))(), state)
+    made.assert_same(jit(functools.partial(training.init, recipe))(), state)
 
 
 def test_a_step_moves_every_weight_and_counts_itself():
@@ -90,7 +92,7 @@ def test_a_steps_sums_and_gradient_are_those_of_the_formulas(smoothing):
     state, (images, labels) = made.init(recipe), batch()
     inputs = ((images / 255 - np.array([0.1, 0.2, 0.3])) / np.array([0.5, 0.4, 0.3])).astype(np.float32)
     targets = (1 - smoothing) * np.eye(4)[labels] + smoothing / 4
-    apply = jit(lambda params: train.model(recipe).apply({"params": params}, inputs, train=False))
+    apply = jit(lambda params: training.model(recipe).apply({"params": params}, inputs, train=False))
     logits = np.float64(apply(state.params))
     log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     after, sums = made.step(recipe)(state, images, labels)
@@ -99,7 +101,7 @@ def test_a_steps_sums_and_gradient_are_those_of_the_formulas(smoothing):
     assert int(sums["count"]) == 8
     assert float(sums["learning_rate"]) == 0.5
     bias = (np.exp(log_probabilities) - targets).mean(0)  # the gradient of the last bias, by hand
-    moved = after.params["Dense_1"]["bias"] - state.params["Dense_1"]["bias"]
+    moved = after.params["head"]["bias"] - state.params["head"]["bias"]
     np.testing.assert_allclose(moved, -0.5 * bias, rtol=1e-4, atol=1e-6)
 
 
@@ -118,7 +120,7 @@ def test_the_learning_rate_follows_the_schedule_at_each_step():
         state, sums = made.epoch(recipe)(state, *whole())
         rates += sums["learning_rate"].tolist()
     assert int(state.step) == 16
-    expected = [train.learning_rate(recipe, step) for step in range(16)]
+    expected = [training.learning_rate(recipe, step) for step in range(16)]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
     assert rates[0] == 0
     assert rates[4] == pytest.approx(0.02)
@@ -229,7 +231,7 @@ def test_two_epochs_in_one_program_are_one_and_one_bit_for_bit():
 
     @jit
     def both(state, images, labels):
-        return jax.lax.scan(lambda state, _: train.train_epoch(recipe, state, images, labels), state, length=2)
+        return jax.lax.scan(lambda state, _: training.train_epoch(recipe, state, images, labels), state, length=2)
 
     state, sums = both(made.init(recipe), *whole())
     first, first_sums = made.epoch(recipe)(made.init(recipe), *whole())
@@ -243,7 +245,7 @@ def test_two_epochs_in_one_program_are_one_and_one_bit_for_bit():
 def test_an_epoch_is_its_steps_in_the_shuffled_order():
     recipe = made.recipe(EVERYTHING)
     images, labels = whole()
-    order = np.asarray(jax.random.permutation(jax.random.fold_in(train.key(recipe, train.SHUFFLE), 0), made.COUNT))
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(key(recipe, Purpose.ORDER), 0), made.COUNT))
     state = made.init(recipe)
     for chosen in order.reshape(4, 8):
         state, _ = made.step(recipe)(state, images[chosen], labels[chosen], chosen)
@@ -258,7 +260,7 @@ def test_a_traced_learning_rate_and_seed_give_the_static_ones_result():
     @jit
     def traced(numbers, images, labels):
         changed = override(made.recipe(EVERYTHING), numbers)
-        return train.train_epoch(changed, train.init(changed), images, labels)
+        return training.train_epoch(changed, training.init(changed), images, labels)
 
     numbers = {"seed": jnp.asarray(5), "optimizer.learning_rate": jnp.asarray(0.03)}
     state, sums = traced(numbers, *whole())
@@ -267,23 +269,23 @@ def test_a_traced_learning_rate_and_seed_give_the_static_ones_result():
     made.assert_same(sums, expected_sums)
 
 
-def test_the_uses_of_a_seed_have_keys_of_their_own():
-    keys = [
-        tuple(np.asarray(jax.random.key_data(train.key(made.recipe(seed=seed), use))).tolist())
+def test_each_purpose_of_a_seed_has_keys_of_its_own():
+    found = [
+        tuple(np.asarray(jax.random.key_data(key(made.recipe(seed=seed), purpose))).tolist())
         for seed in (0, 1, 2**31 - 1)
-        for use in (train.INIT, train.SHUFFLE, train.TRAIN, train.COIN)
+        for purpose in Purpose
     ]
-    assert len(set(keys)) == 12
+    assert len(set(found)) == 12
 
 
 def test_normalise_takes_one_number_a_channel_or_one_for_all():
     images = np.random.RandomState(0).uniform(size=(2, 3, 3, 3)).astype(np.float32)
     three = made.recipe({"data.mean": (0.1, 0.2, 0.3), "data.std": (0.5, 0.25, 1.0)})
     np.testing.assert_allclose(
-        train.normalise(three, images), (images - [0.1, 0.2, 0.3]) / [0.5, 0.25, 1.0], rtol=1e-5, atol=1e-6
+        model_inputs(three, images), (images - [0.1, 0.2, 0.3]) / [0.5, 0.25, 1.0], rtol=1e-5, atol=1e-6
     )
     one = made.recipe({"data.mean": (0.5,), "data.std": (0.25,)})
-    np.testing.assert_allclose(train.normalise(one, images), (images - 0.5) / 0.25, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model_inputs(one, images), (images - 0.5) / 0.25, rtol=1e-5, atol=1e-6)
 
 
 GREY = {"data.image_shape": (8, 8, 1), "data.mean": (0.1, 0.2, 0.3), "data.std": (0.5, 0.5, 0.5)}
@@ -317,7 +319,10 @@ BAD = [  # changes, what the answer must say
     ({"augment.cutmix": -1.0}, "'augment.cutmix' is -1.0; it must be at least 0"),
     ({"average.decay": 1.5}, "'average.decay' is 1.5; it must be between 0 and 1"),
     ({"early_stopping.patience": -1}, "'early_stopping.patience' is -1; it must be at least 0"),
-    ({"early_stopping.patience": 2}, "early_stopping.patience needs a validation split; set data.validation"),
+    ({"seeds.order": -2}, "'seeds.order' is -2; it must be between -1 and"),
+    ({"chunk_epochs": 2, "part_steps": 2}, "part_steps=2 and chunk_epochs=2: one splits epochs and the other joins"),
+    ({"objective.name": "classificatoin"}, "objective 'classificatoin' is unknown; did you mean 'classification'"),
+    ({"objective.name": "distillation"}, "objective 'distillation' needs a teacher; set objective.teacher"),
     ({"early_stopping.metric": "accuracy"}, "early_stopping.metric is 'accuracy'; it must be 'validation_accuracy' or"),
     ({"checkpoint.every_epochs": 0}, "'checkpoint.every_epochs' is 0; it must be at least 1"),
     ({"evaluation.batch_size": 0}, "'evaluation.batch_size' is 0; it must be at least 1"),
@@ -380,15 +385,17 @@ def test_each_part_of_a_batch_is_normalised_by_its_own_statistics():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.batch_stats, batch_stats)
 
 
-def test_each_part_of_a_batch_has_dropout_of_its_own():
-    """Two parts of the same images, and no other randomness: their losses differ."""
-    recipe = made.recipe({"model.dropout": 0.5, "gradient_accumulation": 2})
-    state, data = made.init(recipe), made.split()
-    images, labels = data.images[:4].repeat(2, 0), data.labels[:4].repeat(2, 0)
-    targets = np.eye(4, dtype=np.float32)[labels]
-    inputs = train.normalise(recipe, images / np.float32(255))
-    logits = train.loss_and_gradients(recipe, state.params, {}, inputs, targets, jax.random.key(0))[2]
-    assert np.any(logits[::2] != logits[1::2])
+def test_each_part_of_a_batch_has_a_key_of_its_own():
+    recipe, dropout_key = made.recipe({"gradient_accumulation": 2}), jax.random.key(0)
+
+    def losses(params, batch_stats, part, part_key):
+        noise = jax.random.uniform(part_key, part["x"].shape)
+        return part["x"] * params, batch_stats, {"noise": noise}
+
+    found = gradients_of(recipe, losses, jnp.float32(1), {}, {"x": jnp.ones(8)}, dropout_key)
+    parts = [float(jax.random.uniform(jax.random.fold_in(dropout_key, part), (4,)).sum()) for part in (0, 1)]
+    assert parts[0] != parts[1]
+    assert float(found.metrics["noise"]) == pytest.approx(sum(parts))
 
 
 def test_a_batch_must_divide_into_its_parts():
@@ -412,7 +419,7 @@ def test_numbers_out_of_range_are_told_before_anything_is_traced(changes, answer
     assert answer in str(error.value)
 
 
-FREEZING = (("Convolution_0/.*", 1.0, 1.0, 2), ("Convolution_1/.*", 1.0, 1.0, 1.5), ("Dense.*", 1.0, 1.0))
+FREEZING = (("Convolution_0/.*", 1.0, 1.0, 2), ("Convolution_1/.*", 1.0, 1.0, 1.5), ("(Dense|head).*", 1.0, 1.0))
 
 
 def test_frozen_parameters_cost_no_gradients_and_the_others_train_as_before():
@@ -420,13 +427,13 @@ def test_frozen_parameters_cost_no_gradients_and_the_others_train_as_before():
     images, labels = map(jnp.asarray, whole())
     state = made.init(recipe)
     late = state.replace(step=jnp.int32(8))  # two epochs are over: both groups of convolutions are frozen
-    patterns = optim.frozen_groups(recipe.groups, 2)
+    patterns = frozen_groups(recipe.groups, 2)
     assert patterns == ("Convolution_0/.*", "Convolution_1/.*")
-    epoch = lambda patterns: lambda state: train.train_epoch(recipe, state, images, labels, None, Phase(patterns))
+    epoch = lambda patterns: lambda state: training.train_epoch(recipe, state, images, labels, phase=Phase(patterns))
     (slow, _), (fast, _) = (jit(epoch(frozen))(late) for frozen in ((), patterns))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), slow.params, fast.params)
     made.assert_same(fast.params["Convolution_0"], state.params["Convolution_0"])
-    assert np.any(fast.params["Dense_0"]["kernel"] != state.params["Dense_0"]["kernel"])
+    assert np.any(fast.params["head"]["kernel"] != state.params["head"]["kernel"])
     work = [multiply_adds(jax.make_jaxpr(epoch(frozen))(late).jaxpr) for frozen in ((), patterns[:1], patterns)]
     assert work[0] > work[1] > work[2]
 
@@ -437,8 +444,8 @@ def test_fit_stops_the_gradients_of_a_group_after_its_epochs(chunk_epochs):
     data = {"train": made.split(), "test": made.split(seed=1)}
     recipe = made.recipe(groups=FREEZING, chunk_epochs=chunk_epochs, **{"data.validation": 0})
     patterns = ("Convolution_0/.*", "Convolution_1/.*")
-    assert run._phases(recipe, 0, 4) == ((2, Phase()), (2, Phase(patterns)))
-    assert run._phases(recipe, 1, 3) == ((1, Phase()), (1, Phase(patterns)))
+    assert programs.phases(recipe, 0, 4) == ((2, Phase()), (2, Phase(patterns)))
+    assert programs.phases(recipe, 1, 3) == ((1, Phase()), (1, Phase(patterns)))
     found = fit(recipe, data=data, progress=False).state
     state = made.init(recipe)
     for _ in range(4):
@@ -449,15 +456,15 @@ def test_fit_stops_the_gradients_of_a_group_after_its_epochs(chunk_epochs):
 @pytest.mark.parametrize("field", [{"gradient_clip_norm": 1e-3}, {"sam.rho": 0.1}], ids=str)
 def test_groups_of_rate_zero_have_no_part_in_clipping_or_sam(field):
     """Beside the step in which only the others' gradients are clipped, and only the others are perturbed."""
-    groups = (("Convolution.*", 0.0, 1.0), ("Dense.*", 1.0, 1.0))
+    groups = (("Convolution.*", 0.0, 1.0), ("(Dense|head).*", 1.0, 1.0))
     sgd = {"name": "sgd", "learning_rate": 0.5, "momentum": 0.0}
     recipe = made.recipe({**field, "groups": groups}, optimizer=sgd)
     state, (images, labels) = made.init(recipe), batch()
-    inputs, targets = train.normalise(recipe, images / np.float32(255)), jax.nn.one_hot(labels, made.CLASSES)
+    inputs, targets = model_inputs(recipe, images / np.float32(255)), jax.nn.one_hot(labels, made.CLASSES)
 
     def gradients(params):
-        found = train.loss_and_gradients(recipe, params, {}, inputs, targets, jax.random.key(0))[1]
-        own = lambda path, leaf: leaf * path[0].key.startswith("Dense")
+        found = made.loss_and_gradients(recipe, params, {}, inputs, targets).gradients
+        own = lambda path, leaf: leaf * path[0].key.startswith(("Dense", "head"))
         return jax.tree_util.tree_map_with_path(own, found)
 
     expected = jit(gradients)(state.params)

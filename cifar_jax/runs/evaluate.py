@@ -1,0 +1,82 @@
+"""The evaluation of a run on a split of its data."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cifar_jax.data import arrays
+from cifar_jax.errors import InputError
+from cifar_jax.runs import programs
+from cifar_jax.runs.devices import Placement
+from cifar_jax.runs.log import wait
+from cifar_jax.runs.workdir import Run
+from cifar_jax.training.metrics import Evaluation, summarise
+from cifar_jax.training.objectives import objective_of
+from cifar_jax.training.state import evaluated_weights
+
+SPLITS = ("test", "validation", "train")
+
+
+def evaluate(
+    run: Run,
+    split: str = "test",
+    *,
+    views: str | None = None,
+    data_dir: str | Path | None = None,
+    data: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """The run's model on "test", "validation" (what its training held out) or "train" (what it was trained on).
+
+    `data` is as for `fit`; without it the run's data set is loaded by name. Raises InputError where the split does not
+    exist, or is not the one that the run has seen.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split '{split}' is unknown; it is one of {', '.join(SPLITS)}")
+    check_predicts(run.recipe, split)
+    images, labels = _select(run, split, data, data_dir, progress)
+    placement = Placement()
+    weights = placement.put(evaluated_weights(run.state))
+    placed = placement.put((images, labels))
+    sums = programs.evaluation_sums(run.recipe, weights, placed, views or run.recipe.evaluation.views, placement.batch)
+    wait(sums)
+    return summarise(jax.device_get(sums), run.classes, split, len(images))
+
+
+def check_predicts(recipe: Any, split: str) -> None:
+    """Raises InputError where the objective makes no class predictions."""
+    if not objective_of(recipe).predicts:
+        raise InputError(
+            f"the objective of this run makes no class predictions, so split '{split}' cannot be evaluated; use"
+            " fit(evaluate=None)"
+        )
+
+
+def _select(
+    run: Run, split: str, data: Mapping[str, Any] | None, data_dir: Any, progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels of a split, known to be those of the run."""
+    recipe = run.recipe
+    own = "validation" in run.digests
+    source = split if split == "test" or (split == "validation" and own) else "train"
+    if data is not None:
+        splits = arrays.splits(data)
+        if source not in splits:
+            raise InputError(f"data has no split '{source}'; it has {', '.join(map(repr, splits))}")
+        images = splits[source]
+    else:
+        images = arrays.load(recipe.data.name, source, data_dir, progress)
+    if images.classes != run.classes:
+        raise InputError(f"data set '{recipe.data.name}' has classes {images.classes}; the run knows {run.classes}")
+    if source != "test" and images.digest != run.digests[source]:
+        known = f"the run was trained on data with digest {run.digests[source]}"
+        raise InputError(f"{known}; the data set now has {images.digest}")
+    if source == split and split != "train":
+        return images.images, images.labels
+    if split == "validation" and not recipe.data.validation:
+        raise InputError("this run held out no images (data.validation=0), so it has no split 'validation'")
+    chosen = arrays.hold_out(images.labels, recipe.data.validation, recipe.data.seed)[split == "validation"]
+    return images.images[chosen], images.labels[chosen]

@@ -1,0 +1,52 @@
+"""JSON files that are whole or absent, and digests of files and values."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cifar_jax.errors import InputError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` so that a reader, or a kill, sees the old file or the new one and nothing between.
+
+    Raises InputError, naming the file, where it cannot be written or `value` holds NaN or is not JSON.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, ValueError, TypeError) as error:
+        if temporary.exists():
+            temporary.unlink()
+        raise InputError(f"{path} could not be written: {error}.") from error
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote. Raises InputError, naming the file, where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged, it is not JSON: {error}.") from error
+
+
+def digest_of_file(path: Path, length: int | None = None) -> str:
+    """sha256 of a file, or of its first `length` bytes. Raises OSError."""
+    with path.open("rb") as file:
+        if length is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(file.read(length)).hexdigest()
+
+
+def digest_of_json(value: Any) -> str:
+    """sha256 of a value's JSON with sorted keys: equal values have equal digests."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,27 @@
+"""When a run ends and when it saves."""
+
+from typing import Any
+
+
+def score(recipe: Any, line: dict[str, Any]) -> float | None:
+    """What early stopping and the best checkpoint compare, larger is better; None without a validation split."""
+    value = line[recipe.early_stopping.metric]
+    return value if value is None or recipe.early_stopping.metric == "validation_accuracy" else -value
+
+
+def best_epoch(recipe: Any, history: list[dict[str, Any]]) -> int:
+    """The first epoch with the highest score, among those that end a chunk: only there is a state to return to."""
+    ends = [line for line in history if line["epoch"] % recipe.chunk_epochs == 0 or line["epoch"] == recipe.epochs]
+    return max(ends, key=lambda line: (score(recipe, line), -line["epoch"]), default={"epoch": 0})["epoch"]
+
+
+def ended(recipe: Any, history: list[dict[str, Any]], epoch: int) -> bool:
+    """Whether all epochs are done, or the validation metric has not improved for `patience` of them."""
+    patience = recipe.early_stopping.patience
+    return epoch >= recipe.epochs or bool(patience and epoch and epoch - best_epoch(recipe, history) >= patience)
+
+
+def save_is_due(recipe: Any, start: int, end: int) -> bool:
+    """Whether a checkpoint belongs after the epochs start..end."""
+    every = recipe.checkpoint.every_epochs
+    return end // every > start // every or end == recipe.epochs
