@@ -1,8 +1,6 @@
-"""cifar_jax on the command line: see `python launch.py --help`. Without arguments it trains the quickstart."""
-
-import sys
+"""The command line in a checkout: `python launch.py` is the command `cifar-jax`. See cifar_jax/cli.py."""
 
 from cifar_jax.cli import start
 
 if __name__ == "__main__":
-    sys.exit(start())
+    start()

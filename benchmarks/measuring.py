@@ -12,7 +12,7 @@ from typing import Any
 
 from worker import HERE, Worker, cores
 
-from cifar_jax.cli import parse_field
+from cifar_jax.cli import parse_fields, split_fields
 
 
 def turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
@@ -78,5 +78,5 @@ def commit() -> str:
 
 def recipe_fields(arguments: list[str]) -> tuple[list[str], dict[str, object]]:
     """The arguments that are no settings, and the recipe fields that --config.FIELD=VALUE sets."""
-    fields = [text for text in arguments if text.startswith("--config.")]
-    return [text for text in arguments if text not in fields], dict(map(parse_field, fields))
+    rest, fields = split_fields(arguments)
+    return rest, parse_fields(fields)

@@ -1,7 +1,7 @@
 """Our side of a comparison: a worker (see worker.py) that trains through `training.train_epoch`, as `fit` does, and
 gives logits through `Classifier.logits`, as a user calls it.
 
-It is started by against_torch.py; the process is prepared as launch.py prepares it.
+It is started by against_torch.py; the process is prepared by `cj.prepare_process`.
 """
 
 import time

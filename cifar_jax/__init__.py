@@ -1,23 +1,23 @@
 """cifar_jax: image classification on CIFAR-10 in JAX and Flax. The API of a research script:
 
 import cifar_jax as cj
+cj.prepare_process()  # optional: the allocator and the compilation cache, before jax is imported
 recipe = cj.load_recipe("configs/resnet18.py", {"optimizer.learning_rate": 0.1})
 run = cj.fit(recipe, workdir="runs/r18")
 result = cj.evaluate(run, split="test")
 classifier = cj.load_classifier("runs/r18")
 
-jax is imported when a name is first used, so that `cj.prepare_process()` can make its settings before.
+A name is imported when it is first used (PEP 562), so that `prepare_process` can run before jax is imported.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from cifar_jax.errors import InputError
-from cifar_jax.process import prepare_process
-
 if TYPE_CHECKING:
     from cifar_jax.data.arrays import Split, dataset
+    from cifar_jax.errors import InputError
     from cifar_jax.models.kernels import forward_mode
+    from cifar_jax.process import prepare_process
     from cifar_jax.recipe import override
     from cifar_jax.runs.classifier import Classifier
     from cifar_jax.runs.evaluate import evaluate
@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     from cifar_jax.runs.workdir import Run, load_classifier, load_run
     from cifar_jax.training.objectives import Batch, Objective
 
+__version__ = "0.1.0"
+
+# Where each public name is defined; the imports above tell type checkers the same.
 MODULES = {
     "Batch": "training.objectives",
     "Classifier": "runs.classifier",
     "Event": "runs.events",
+    "InputError": "errors",
     "Objective": "training.objectives",
     "Run": "runs.workdir",
     "Split": "data.arrays",
@@ -42,6 +46,7 @@ MODULES = {
     "load_recipe": "runs.recipes",
     "load_run": "runs.workdir",
     "override": "recipe",
+    "prepare_process": "process",
 }
 
 __all__ = [
@@ -67,8 +72,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in MODULES:
         raise AttributeError(f"module 'cifar_jax' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"cifar_jax.{MODULES[name]}"), name)
+    value = getattr(importlib.import_module(f"cifar_jax.{MODULES[name]}"), name)
+    globals()[name] = value  # the next use does not come here
+    return value
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*globals(), *__all__})

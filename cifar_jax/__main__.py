@@ -1,7 +1,6 @@
-"""python -m cifar_jax: the command line."""
-
-import sys
+"""`python -m cifar_jax` is the command `cifar-jax`."""
 
 from cifar_jax.cli import start
 
-sys.exit(start())
+if __name__ == "__main__":
+    start()

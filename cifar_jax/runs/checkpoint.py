@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cifar_jax.errors import InputError
-from cifar_jax.process import before_exit
+from cifar_jax.process import finish_before_end
 from cifar_jax.runs.files import digest_of_file, digest_of_json, read_json, write_json
 
 PyTree = Any
@@ -108,13 +108,13 @@ class Checkpoints:
                 response,
             ),
         )
+        finish_before_end(self._pending[1])
 
     def finish(self) -> None:
         """Waits until the last save has its manifest. Raises InputError if it failed, say on a full disk."""
         if self._pending is None:
             return
         (step, future), self._pending = self._pending, None
-        before_exit.discard(self._wait)
         try:
             future.result()
         except Exception as error:
@@ -123,11 +123,6 @@ class Checkpoints:
     def beside(self, step: int) -> Any:
         """What was saved beside the arrays of a valid step."""
         return read_json(self._manifest_path(step))["beside"]
-
-    def _wait(self, seconds: float) -> None:
-        """Waits for the save that is in progress, for a signal that ends the process."""
-        if self._pending is not None:
-            self._pending[1].result(seconds)
 
     def restore(self, like: PyTree, which: str = "last", recipe: str | None = None) -> tuple[PyTree, int] | None:
         """The newest or, by `which`, "best" valid step -> (a tree like `like`, step); None if there is none.

@@ -25,7 +25,7 @@ def test_the_views_learn_to_find_each_other_and_the_probe_reads_the_classes(simc
     run, accuracy = simclr.main(["--epochs=20", "--width=4", "--batch_size=16"])
     first, last = run.history[0], run.history[-1]
     assert last["train_loss"] < first["train_loss"]
-    assert last["train_found"] > 4 / 31
+    assert last["train_found"] > 3 / 31
     assert accuracy > 0.4
     assert last["train_accuracy"] is None
     assert re.search(r"linear probe: test accuracy \d", capsys.readouterr().out)

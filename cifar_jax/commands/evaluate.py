@@ -1,0 +1,21 @@
+"""Evaluate a trained run on one split of its data set."""
+
+import argparse
+import json
+
+import cifar_jax as cj
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--split", default="test", help="test, validation or train")
+    parser.add_argument("--views", help="one, mirror or mirror_shift; the recipe's if not given")
+    parser.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="of the result; table")
+
+
+def run(options: argparse.Namespace) -> int:
+    trained = cj.load_run(options.workdir)
+    result = cj.evaluate(trained, options.split, views=options.views, data_dir=options.data_dir)
+    print(json.dumps(result.to_json(), indent=2) if options.format == "json" else result)
+    return 0

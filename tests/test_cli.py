@@ -1,0 +1,274 @@
+"""The command line: commands, flags, messages, the quickstart."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cifar_jax as cj
+from cifar_jax import cli, process
+from cifar_jax.commands import train
+
+ROOT = Path(__file__).parent.parent
+LISTING = cli.load("list")
+
+
+def test_no_arguments_train_the_quickstart():
+    options = cli.parse([])
+    assert (options.command, options.config, options.changes) == ("train", "configs/quickstart.py", {})
+    assert train.workdir_of(options) == Path("runs/quickstart")
+    assert cli.parse(["--config=configs/cnn.py"]).command == "train"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.1", 0.1),
+        ("1e-3", 1e-3),
+        ("3", 3),
+        ("true", True),
+        ("false", False),
+        ("False", False),
+        ("cnn", "cnn"),
+        ("(1, 2)", (1, 2)),
+        ("", ""),
+        ("runs/a=b", "runs/a=b"),
+    ],
+)
+def test_fields_keep_their_type(text, value):
+    parsed = cli.parse_field(f"--config.a.b={text}")
+    assert parsed == ("a.b", value)
+    assert type(parsed[1]) is type(value)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in cli.COMMANDS)])
+def test_help_and_version_import_no_jax(arguments):
+    """Each command's module is imported only where it is called, and what it computes with only where it runs."""
+    code = f"import sys; sys.argv = ['cifar-jax', *{arguments}]; from cifar_jax import cli\n"
+    code += "try: cli.start()\nexcept SystemExit as stop: assert not stop.code\nassert 'jax' not in sys.modules\n"
+    code += "commands = [name for name in sys.modules if name.startswith('cifar_jax.commands.')]\n"
+    code += f"assert len(commands) == {len(arguments) - 1}, commands"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in cli.COMMANDS) if arguments == ["--help"] else done.stdout
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_what_it_needs(command):
+    module = cli.load(command)
+    assert module.__doc__
+    assert callable(module.add_arguments)
+    assert callable(module.run)
+
+
+def test_the_quickstart_learns_and_names_the_next_commands(tmp_path, capsys):
+    """The README's first command, to its promise: at least 97% on the 360 test images."""
+    arguments = ["train", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main(arguments) == 0
+    output = capsys.readouterr().out
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["accuracy"] >= 0.97
+    assert evaluation["count"] == 360
+    assert "macro mean" in output
+    assert process.command_line("train", "--config=configs/cnn.py") in output
+
+    assert cli.main(arguments) == 0
+    assert "is complete; nothing to train" in capsys.readouterr().out
+
+    assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", "--split=validation"]) == 0
+    assert "validation accuracy" in capsys.readouterr().out
+    assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", "--format=json"]) == 0
+    assert json.loads(capsys.readouterr().out) == evaluation
+
+
+def test_metrics_lines_have_every_field(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    arguments = ["train", f"--workdir={workdir}", "--config.epochs=2", "--config.model.width=4"]
+    assert cli.main(arguments) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training")]
+    assert [line.split()[1] for line in told] == ["1/2", "2/2"]  # in a file: a line an epoch, no bar
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert list(lines[0]) == [
+        "epoch",
+        "step",
+        "train_loss",
+        "train_accuracy",
+        "validation_loss",
+        "validation_accuracy",
+        "learning_rate",
+        "seconds",
+        "images_per_second",
+    ]
+    environment = json.loads((workdir / "environment.json").read_text())
+    assert {"packages", "devices", "classes"} <= environment.keys()
+    evaluation = json.loads((workdir / "evaluation.json").read_text())
+    assert sum(map(sum, evaluation["confusion_matrix"])) == evaluation["count"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], {}),
+        (["--evaluate=validation"], {"evaluate": "validation"}),
+        (["--evaluate=none"], {"evaluate": None}),
+        (["--resume"], {"resume": True}),
+    ],
+)
+def test_flags_reach_fit_only_where_they_are_given(flags, expected, tmp_path, monkeypatch):
+    given = {}
+
+    def fit(recipe, workdir, data_dir, **options):
+        given.update(options)
+        return cj.Run(recipe, None, (), [], workdir, None, {})
+
+    monkeypatch.setattr(cj, "fit", fit)
+    assert cli.main(["train", f"--workdir={tmp_path}", *flags]) == 0
+    assert given == expected
+
+
+def test_a_run_that_a_callback_stopped_goes_on_with_resume(tmp_path, capsys):
+    arguments = ["train", f"--workdir={tmp_path / 'run'}", "--config.epochs=3", "--config.model.width=4"]
+    options = cli.parse(arguments)
+    recipe = cj.load_recipe(options.config, options.changes)
+    stop = cj.fit(recipe, options.workdir, callbacks=[lambda event: event.step > 0], stoppable=True, progress=False)
+    assert stop.reason == "stopped"
+    assert cli.main(arguments) == 0
+    assert "is complete; nothing to train" in capsys.readouterr().out
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert "is complete" not in capsys.readouterr().out
+    assert cj.load_run(tmp_path / "run").history[-1]["epoch"] == 3
+
+
+# --- list and describe ---
+
+
+def listed(capsys, *arguments):
+    """The lines that `list` prints, each split where two spaces or more stand."""
+    assert cli.main(["list", *arguments]) == 0
+    return [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("kind", LISTING.KINDS[:-1])
+def test_list_describes_everything_in_one_line(kind, capsys):
+    rows = listed(capsys, kind)
+    names, texts = zip(*rows, strict=True)
+    if kind == "recipes":
+        assert set(names) == {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py")} - {"configs/base.py"}
+    else:
+        assert list(names) == list(LISTING.table(kind))
+    for text in texts:  # whole sentences: no bracket or quotation is cut open
+        assert len(text) > 10
+        assert text.count("(") == text.count(")")
+        assert text.count('"') % 2 == text.count("`") % 2 == 0
+
+
+def test_list_runs_tells_status_accuracy_and_differences(tmp_path, capsys):
+    train = ["train", "--config.epochs=1", "--config.model.width=4", "--config.batch_size=256"]
+    assert cli.main([*train, f"--workdir={tmp_path / 'one'}"]) == 0
+    assert cli.main([*train, f"--workdir={tmp_path / 'deep/two'}", "--config.seed=1", "--evaluate=none"]) == 0
+    accuracy = json.loads((tmp_path / "one" / "evaluation.json").read_text())["accuracy"]
+    capsys.readouterr()
+    heading, two, one = listed(capsys, "runs", str(tmp_path))
+    assert heading == ["run", "status", "accuracy", "seed"]
+    assert one == ["one", "finished", f"test {accuracy:.2%}", "0"]
+    assert two == ["deep/two", "finished", "1"]  # no accuracy
+    (tmp_path / "one" / "run.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"one.run\.json is damaged"):
+        assert [row[0] for row in listed(capsys, "runs", str(tmp_path))] == ["run", "deep/two"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["list", "modles"], "'modles' cannot be listed; did you mean 'models'?"),
+        (["list", "models", "runs"], "'list models' takes no folder, and 'runs' was given"),
+        (["list", "runs", "nowhere"], "'nowhere' holds no runs; train one with --workdir=nowhere/NAME"),
+        (["describe", "resnet81"], "'resnet81' is neither a recipe file nor a model; did you mean 'resnet18'?"),
+        (["describe", "configs/resnet81.py"], "recipe 'configs/resnet81.py' is not a file"),
+        (
+            ["describe", "cnn", "--config.model.widht=3"],
+            "recipe field 'model.widht' is unknown to model 'cnn'; did you mean 'width'",
+        ),
+        (["evaluate", "--workdir=x", "--config.seed=1"], "--config.seed=1 sets a recipe field, which only"),
+        (["lsit"], "command 'lsit' is unknown; did you mean 'list'?"),
+    ],
+)
+def test_mistakes_are_answered_in_one_sentence(arguments, sentence, capsys):
+    try:
+        code = cli.main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (code, line[: 7 + len(sentence)]) == (2, f"error: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("cnn", "579,402"), ("configs/cnn.py", "579,402"), ("resnet20", "269,722")]
+)
+def test_describe_counts_a_recipe_or_a_model(name, parameters, capsys):
+    assert cli.main(["describe", name]) == 0
+    output = capsys.readouterr().out
+    assert re.search(rf"^parameters +{parameters}$", output, re.M)
+    assert re.search(r"^multiply-adds +[\d,]+ ", output, re.M)
+
+
+def test_describe_takes_fields(capsys):
+    assert cli.main(["describe", "cnn", "--config.model.width=4"]) == 0
+    assert "579,402" not in capsys.readouterr().out
+
+
+# --- commands that the user is told to run ---
+
+
+@pytest.mark.parametrize(
+    ("started", "expected"),
+    [
+        ("launch.py", ["{python}", "launch.py"]),
+        ("../a folder/launch.py", ["{python}", "../a folder/launch.py"]),
+        ("/somewhere/cifar_jax/__main__.py", ["{python}", "-m", "cifar_jax"]),
+        ("/somewhere/bin/cifar-jax", ["/somewhere/bin/cifar-jax"]),
+    ],
+)
+def test_a_printed_command_can_be_pasted(started, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [started])
+    for python, shown in (
+        (tmp_path / ".venv/bin/python", ".venv/bin/python"),
+        ("/usr/bin/python3", "/usr/bin/python3"),
+    ):
+        monkeypatch.setattr(sys, "executable", str(python))
+        monkeypatch.chdir(tmp_path)
+        command = process.command_line("evaluate", "--workdir=runs/with space")
+        wanted = [part.format(python=shown) for part in expected]
+        assert shlex.split(command) == [*wanted, "evaluate", "--workdir=runs/with space"]
+
+
+def test_an_installed_command_on_the_path_is_named_by_its_name(tmp_path, monkeypatch):
+    script = tmp_path / "cifar-jax"
+    script.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert process.command_line("list", "models") == "cifar-jax list models"
+
+
+def test_the_next_commands_are_commands(tmp_path, monkeypatch):
+    """Each of them is parsed, with a folder whose name needs quotes."""
+    workdir = tmp_path / "my runs" / "it's one"
+    for command in train.next_commands(workdir, "digits"):
+        parts = shlex.split(command, comments=True)
+        arguments = parts[parts.index("cifar_jax") + 1 :]
+        assert cli.parse(arguments).command == arguments[0]
+    assert f"--workdir={workdir}" in shlex.split(train.next_commands(workdir, "digits")[0])
+
+
+def test_every_command_in_the_readme_is_one():
+    """Fields and flags as they are spelled there."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    found = re.findall(r"^\.venv/bin/python launch\.py (.*)", text, re.M)
+    assert len(found) >= 3
+    for line in found:
+        arguments = shlex.split(line, comments=True)
+        assert cli.parse(arguments).command == arguments[0]
