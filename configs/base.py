@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
             "epochs": 30,  # passes over the training set
             "batch_size": 128,  # images a step, over all devices
             "gradient_accumulation": 1,  # parts that a batch is taken in, one after another, for less memory at a time
-            "dtype": "auto",  # of activations: float32, bfloat16, float16; auto is bfloat16 but for the CPU's float32
+            # Of activations: float32, bfloat16, float16; on the CPU with JAX_ENABLE_X64=1 float64, of parameters too.
+            "dtype": "auto",  # bfloat16, but float32 on the CPU
             # Starting weights: the workdir of another run, or a .safetensors file of a ResNet or VGG as torchvision and
             # timm name its tensors (see cifar_jax/runs/pretrained.py). A head of other classes is initialised anew.
             # `groups` may freeze the rest, or slow it; batch statistics are in no group and follow the new images.

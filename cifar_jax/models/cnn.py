@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.models.kernels import max_pool
+from cifar_jax.models.kernels import at_least_float32, max_pool
 from cifar_jax.models.layers import Convolution, activation
 
 
@@ -34,6 +34,7 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         activate = activation(self.activation)
+        wide = at_least_float32(self.dtype)
         kernel_size = (self.kernel_size, self.kernel_size)
         x = images
         for features in (self.width, 2 * self.width):
@@ -41,6 +42,6 @@ class CNN(nn.Module):
             x = activate(max_pool(x))
         x = x.reshape(x.shape[0], -1)
         if self.hidden:
-            x = activate(nn.Dense(self.hidden, dtype=self.dtype)(x))
+            x = activate(nn.Dense(self.hidden, dtype=self.dtype, param_dtype=wide)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
+        return nn.Dense(self.num_classes, param_dtype=wide, name="head")(x.astype(wide))

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cifar_jax.models.kernels import at_least_float32
 from cifar_jax.models.layers import BatchNorm, Convolution, DepthwiseConvolution, activation
 
 
@@ -59,9 +60,10 @@ class ConvMixer(nn.Module):
         x = norm(name="patches_norm")(activation(self.activation)(x))
         for number in range(self.depth):
             x = block(self.kernel_size, self.activation, self.dtype, name=f"block{number + 1}")(x, train)
-        x = x.mean((1, 2), dtype=jnp.float32)
+        wide = at_least_float32(self.dtype)
+        x = x.mean((1, 2), dtype=wide)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, name="head")(x)
+        return nn.Dense(self.num_classes, param_dtype=wide, name="head")(x)
 
 
 convmixer256_8 = partial(ConvMixer, width=256, depth=8)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cifar_jax.errors import InputError
-from cifar_jax.models.kernels import average_pool, max_pool
+from cifar_jax.models.kernels import at_least_float32, average_pool, max_pool
 from cifar_jax.models.layers import BatchNorm, Convolution, activation, choice
 
 POOLINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -35,14 +35,16 @@ POOLINGS: dict[str, Callable[[jax.Array], jax.Array]] = {
 NORMALISATIONS: dict[str, Callable[..., Callable[[jax.Array], jax.Array]]] = {
     "none": lambda channels, train, dtype: lambda x: x,
     "batch": lambda channels, train, dtype: BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=dtype),
-    "layer": lambda channels, train, dtype: nn.LayerNorm(dtype=dtype),  # over the channels of each pixel
+    "layer": lambda channels, train, dtype: nn.LayerNorm(
+        dtype=dtype, param_dtype=at_least_float32(dtype)
+    ),  # over the channels of each pixel
     "group": lambda channels, train, dtype: nn.GroupNorm(
-        int(np.gcd(32, channels)), dtype=dtype
+        int(np.gcd(32, channels)), dtype=dtype, param_dtype=at_least_float32(dtype)
     ),  # over groups of an image
 }
 
 REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "average": lambda x: x.mean((1, 2), dtype=jnp.float32).astype(x.dtype),
+    "average": lambda x: x.mean((1, 2), dtype=at_least_float32(x.dtype)).astype(x.dtype),
     "flatten": lambda x: x.reshape(x.shape[0], -1),
 }
 
@@ -69,6 +71,7 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        wide = at_least_float32(self.dtype)
         activate = activation(self.activation)
         pool = choice("pooling", self.pooling, POOLINGS)
         norm = choice("normalisation", self.normalisation, NORMALISATIONS)
@@ -86,6 +89,6 @@ class ConvNet(nn.Module):
             x = nn.Dropout(self.dropout, deterministic=not train)(pool(x))
         x = choice("reduction", self.reduction, REDUCTIONS)(x)
         if self.hidden:
-            x = activate(nn.Dense(self.hidden, dtype=self.dtype)(x))
+            x = activate(nn.Dense(self.hidden, dtype=self.dtype, param_dtype=wide)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
+        return nn.Dense(self.num_classes, param_dtype=wide, name="head")(x.astype(wide))

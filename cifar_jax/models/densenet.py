@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from cifar_jax.errors import InputError
-from cifar_jax.models.kernels import average_pool
+from cifar_jax.models.kernels import at_least_float32, average_pool
 from cifar_jax.models.layers import BatchNorm, Convolution, activation
 
 
@@ -77,8 +77,9 @@ class DenseNet(nn.Module):
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)
                 x = average_pool(x)
         x = activate(norm(name="last_norm")(x))
-        x = x.mean((1, 2), dtype=jnp.float32)
-        return nn.Dense(self.num_classes, name="head")(x)
+        wide = at_least_float32(self.dtype)
+        x = x.mean((1, 2), dtype=wide)
+        return nn.Dense(self.num_classes, param_dtype=wide, name="head")(x)
 
 
 densenet_bc100_12 = partial(DenseNet, depth=100, growth=12)

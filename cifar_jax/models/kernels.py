@@ -12,6 +12,7 @@ JAX has no forward-mode derivative of a `custom_vjp` function; `forward_mode` re
 import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,11 @@ def forward_mode() -> Iterator[None]:
         yield
 
 
+def at_least_float32(dtype: Any) -> Any:
+    """float32, or float64 for float64: the dtype of parameters, statistics, sums and logits of a model in `dtype`."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def gelu(x: Array) -> Array:
     """x times the normal distribution's cumulative function (Hendrycks & Gimpel 2016), exact, as in PyTorch."""
     return jax.nn.gelu(x, approximate=False) if _plain.value else _gelu(x)
@@ -60,7 +66,7 @@ def _gelu(x: Array) -> Array:
 def _gelu_backward(x, gradient):
     """The derivative from x alone, where autodiff saves a second array of the same size. The barrier makes XLA store
     the result in the dtype of x; otherwise it would keep it in float32."""
-    wide = x.astype(jnp.float32)
+    wide = x.astype(at_least_float32(x.dtype))
     slope = (1 + lax.erf(wide * 0.5**0.5)) / 2 + wide * jnp.exp(-jnp.square(wide) / 2) * (2 * jnp.pi) ** -0.5
     return (lax.optimization_barrier((gradient * slope).astype(x.dtype)),)
 
@@ -188,9 +194,9 @@ def depthwise_convolution(
 
 
 def _shifted_products(strides, images, kernel):
-    """The depthwise convolution of images that are padded already, summed in float32."""
+    """The depthwise convolution of images that are padded already, summed in at least float32."""
     slices = _slices(kernel.shape[:2], strides, images)
-    filters = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
+    filters = kernel.reshape(-1, kernel.shape[-1]).astype(at_least_float32(images.dtype))
     return sum(seen * weight for seen, weight in zip(slices, filters, strict=True)).astype(images.dtype)
 
 
@@ -210,7 +216,8 @@ def _depthwise_forward(strides, pads, images, kernel):
 def _depthwise_backward(strides, pads, saved, gradient):
     images, kernel = saved
     slices = _slices(kernel.shape[:2], strides, _padded(images, [(low, high, 0) for low, high in pads]))
-    kernel_gradient = [jnp.sum(seen * gradient, (0, 1, 2), dtype=jnp.float32) for seen in slices]
+    sums = at_least_float32(images.dtype)
+    kernel_gradient = [jnp.sum(seen * gradient, (0, 1, 2), dtype=sums) for seen in slices]
     # The gradient, dilated by the strides and padded so that the full correlation gives back every input pixel.
     sides = [
         (k - 1 - low, n + low - (out - 1) * stride - 1, stride - 1)
@@ -359,7 +366,7 @@ def normalised(epsilon: float, x: Array, scale: Array, bias: Array) -> tuple[Arr
 
 def _plain_normalised(epsilon, x, scale, bias):
     axes = tuple(range(x.ndim - 1))
-    wide = x.astype(jnp.float32)
+    wide = x.astype(at_least_float32(x.dtype))
     mean = wide.mean(axes)
     variance = jnp.maximum(jnp.square(wide).mean(axes) - jnp.square(mean), 0.0)
     outputs = (wide - mean) * (lax.rsqrt(variance + epsilon) * scale) + bias
@@ -377,10 +384,10 @@ def _normalised_forward(epsilon, x, scale, bias):
 
 def _normalised_backward(epsilon, saved, gradients):
     x, scale, mean, variance = saved
-    gradient = gradients[0].astype(jnp.float32)  # nothing is trained through the statistics
+    gradient = gradients[0].astype(mean.dtype)  # nothing is trained through the statistics
     axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     inverse = lax.rsqrt(variance + epsilon)
-    centred = x.astype(jnp.float32) - mean
+    centred = x.astype(mean.dtype) - mean
     bias_gradient, scale_gradient = gradient.sum(axes), (gradient * centred).sum(axes) * inverse
     x_gradient = gradient - bias_gradient / count - centred * (inverse * scale_gradient / count)
     return (x_gradient * (inverse * scale)).astype(x.dtype), scale_gradient, bias_gradient

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cifar_jax.errors import InputError, nearest
-from cifar_jax.models.kernels import Padding, convolution, depthwise_convolution, gelu, normalised
+from cifar_jax.models.kernels import Padding, at_least_float32, convolution, depthwise_convolution, gelu, normalised
 
 Array = jax.Array
 
@@ -38,9 +38,10 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 class Convolution(nn.Module):
-    """images [B, H, W, C] -> [B, H', W', features] in `dtype`; parameters kernel [h, w, C, features] and bias, float32.
+    """images [B, H, W, C] -> [B, H', W', features] in `dtype`; parameters kernel [h, w, C, features] and bias.
 
-    Weights start normal with variance 2 / fan_out (He et al. 2015, eq. 14), biases at zero.
+    Parameters are float32, or float64 where `dtype` is. Weights start normal with variance 2 / fan_out (He et al. 2015,
+    eq. 14), biases at zero.
     """
 
     features: int
@@ -53,17 +54,19 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, images.shape[-1], self.features))
+        shape, param_dtype = (*self.kernel_size, images.shape[-1], self.features), at_least_float32(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape, param_dtype)
         outputs = convolution(images.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding)
         if self.use_bias:
-            outputs += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            outputs += self.param("bias", nn.initializers.zeros, (self.features,), param_dtype).astype(self.dtype)
         return outputs
 
 
 class DepthwiseConvolution(nn.Module):
     """images [B, H, W, C] -> [B, H', W', C] in `dtype`, each channel by its own filter; kernel [h, w, 1, C], bias.
 
-    Parameters are float32. Weights start normal with variance 2 / (h w): each filter sees one channel, and feeds one.
+    Parameters are float32, or float64 where `dtype` is. Weights start normal with variance 2 / (h w): each filter sees
+    one channel, and feeds one.
     """
 
     kernel_size: tuple[int, int] = (3, 3)
@@ -75,22 +78,23 @@ class DepthwiseConvolution(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        channels = images.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, 1, channels))
+        channels, param_dtype = images.shape[-1], at_least_float32(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, 1, channels), param_dtype)
         outputs = depthwise_convolution(
             images.astype(self.dtype), kernel.astype(self.dtype), self.strides, self.padding
         )
         if self.use_bias:
-            outputs += self.param("bias", nn.initializers.zeros, (channels,)).astype(self.dtype)
+            outputs += self.param("bias", nn.initializers.zeros, (channels,), param_dtype).astype(self.dtype)
         return outputs
 
 
 class BatchNorm(nn.Module):
     """Ioffe & Szegedy 2015: x [..., C] -> [..., C] in `dtype`; parameters scale and bias [C], statistics mean and var.
 
-    Statistics and arithmetic are float32. In training those of the batch are used, with the biased variance, and the
-    running ones keep `momentum` of the old. As Linen's, whose parameters it has, but with the gradient of the paper's
-    section 3 written out: autodiff's reads and writes the images nine times where this one does so six times.
+    Statistics, parameters and arithmetic are float32, or float64 where `dtype` is. In training those of the batch are
+    used, with the biased variance, and the running ones keep `momentum` of the old. As Linen's, whose parameters it
+    has, but with the gradient of the paper's section 3 written out: autodiff's reads and writes the images nine times
+    where this one does so six times.
     """
 
     use_running_average: bool
@@ -102,17 +106,17 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = (x.shape[-1],)
+        shape, wide = (x.shape[-1],), at_least_float32(self.dtype)
         running = {
-            "mean": self.variable("batch_stats", "mean", jnp.zeros, shape),
-            "var": self.variable("batch_stats", "var", jnp.ones, shape),
+            "mean": self.variable("batch_stats", "mean", jnp.zeros, shape, wide),
+            "var": self.variable("batch_stats", "var", jnp.ones, shape, wide),
         }
-        scale = self.param("scale", self.scale_init, shape) if self.use_scale else jnp.ones(shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
+        scale = self.param("scale", self.scale_init, shape, wide) if self.use_scale else jnp.ones(shape, wide)
+        bias = self.param("bias", nn.initializers.zeros, shape, wide)
         x = x.astype(self.dtype)
         if self.use_running_average:
             factor = lax.rsqrt(running["var"].value + self.epsilon) * scale
-            return ((x.astype(jnp.float32) - running["mean"].value) * factor + bias).astype(self.dtype)
+            return ((x.astype(wide) - running["mean"].value) * factor + bias).astype(self.dtype)
         outputs, mean, variance = normalised(self.epsilon, x, scale, bias)
         if not self.is_initializing():
             for old, new in zip(running.values(), (mean, variance), strict=True):

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cifar_jax.models.kernels import at_least_float32
 from cifar_jax.models.layers import activation
 
 
@@ -26,9 +27,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        wide = at_least_float32(self.dtype)
         x = images.reshape(images.shape[0], -1)
         for width in self.widths:
-            x = nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.he_normal())(x)
+            x = nn.Dense(width, dtype=self.dtype, param_dtype=wide, kernel_init=nn.initializers.he_normal())(x)
             x = activation(self.activation)(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
+        return nn.Dense(self.num_classes, param_dtype=wide, name="head")(x.astype(wide))

@@ -28,6 +28,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cifar_jax.models.kernels import at_least_float32
 from cifar_jax.models.layers import BatchNorm, Convolution, DepthwiseConvolution, activation
 
 STAGES = (  # expansion, channels, blocks, stride
@@ -91,6 +92,7 @@ class MobileNetV2(nn.Module):
                 x = block(*settings, name=f"bottleneck{stage + 1}_{number + 1}")(x, train)
         x = conv(round(1280 * max(1.0, self.multiplier)), (1, 1), name="last")(x)
         x = activate(norm(name="last_norm")(x))
-        x = x.mean((1, 2), dtype=jnp.float32)
+        wide = at_least_float32(self.dtype)
+        x = x.mean((1, 2), dtype=wide)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, name="head")(x)
+        return nn.Dense(self.num_classes, param_dtype=wide, name="head")(x)

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cifar_jax.models.kernels import at_least_float32
 from cifar_jax.models.layers import BatchNorm, Convolution, DropPath, activation, drop_path_rates
 
 # As in the papers' code: with a stride the filters stand on the pixels that the shortcut takes. "SAME" pads an even
@@ -78,9 +79,10 @@ class PreactivationResNet(nn.Module):
                 settings = features, strides, self.activation, 0.0, next(rates), self.dtype, first
                 x = block(*settings, name=f"conv{stage + 2}_{number + 1}")(x, train)
         x = activate(norm(name="last_norm")(x))
-        x = x.mean((1, 2), dtype=jnp.float32)
+        wide = at_least_float32(self.dtype)
+        x = x.mean((1, 2), dtype=wide)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, name="head")(x)
+        return nn.Dense(self.num_classes, param_dtype=wide, name="head")(x)
 
 
 preactivation_resnet18 = partial(PreactivationResNet, stages=(2, 2, 2, 2))

@@ -42,7 +42,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.models.kernels import max_pool
+from cifar_jax.models.kernels import at_least_float32, max_pool
 from cifar_jax.models.layers import BatchNorm, Convolution, DropPath, activation, choice, drop_path_rates
 
 EVEN = ((1, 1), (1, 1))  # padding of a 3x3 window; SAME would pad one side only where the stride is 2
@@ -145,9 +145,10 @@ class ResNet(nn.Module):
                 features, strides = self.width * 2**stage, (2, 2) if stage > 0 and number == 0 else (1, 1)
                 settings = features, strides, self.shortcut, self.activation, next(rates), self.dtype
                 x = block(*settings, name=f"conv{stage + 2}_{number + 1}")(x, train)
-        x = x.mean((1, 2), dtype=jnp.float32)
+        wide = at_least_float32(self.dtype)
+        x = x.mean((1, 2), dtype=wide)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, name="head")(x)
+        return nn.Dense(self.num_classes, param_dtype=wide, name="head")(x)
 
 
 resnet18 = partial(ResNet, stages=(2, 2, 2, 2))

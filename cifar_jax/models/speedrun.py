@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from cifar_jax.errors import InputError
-from cifar_jax.models.kernels import convolution, gelu, max_pool
+from cifar_jax.models.kernels import at_least_float32, convolution, gelu, max_pool
 from cifar_jax.models.layers import BatchNorm, Convolution, activation
 
 Array = jax.Array
@@ -65,9 +65,9 @@ def both_signs(columns: Array, channels: int) -> Array:
     return jnp.concatenate([columns, -columns], 1).reshape(2, 2, channels, 8 * channels)
 
 
-def rotation(key: Array, channels: int) -> Array:
+def rotation(key: Array, channels: int, dtype: Any) -> Array:
     """Filters [2, 2, C, 8 C] for images that were never seen."""
-    return both_signs(nn.initializers.orthogonal()(key, (4 * channels, 4 * channels)), channels)
+    return both_signs(nn.initializers.orthogonal()(key, (4 * channels, 4 * channels), dtype), channels)
 
 
 def uniform(bound: float) -> Any:
@@ -133,15 +133,18 @@ class Speedrun(nn.Module):
 
     def prepare(self, batch_stats: Any, images: Callable[[int], Array]) -> Any:
         """The statistics with the whitening of the training set; images(n) are its first n, normalised."""
-        return {**batch_stats, "whitening": whitening_filters(images(self.whitening_images))}
+        filters = whitening_filters(images(self.whitening_images))
+        return {**batch_stats, "whitening": filters.astype(at_least_float32(self.dtype))}
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
         if self.depth not in (2, 3):
             raise InputError(f"model.depth is {self.depth}; a group of the speedrun's network has 2 or 3 convolutions")
-        channels = images.shape[-1]
-        whitening = self.variable("batch_stats", "whitening", lambda: rotation(self.make_rng("params"), channels))
-        bias = self.param("whitening_bias", uniform(self.whitening_bias * (4 * channels) ** -0.5), (8 * channels,))
+        channels, wide = images.shape[-1], at_least_float32(self.dtype)
+        start = lambda: rotation(self.make_rng("params"), channels, wide)
+        whitening = self.variable("batch_stats", "whitening", start)
+        start = uniform(self.whitening_bias * (4 * channels) ** -0.5)
+        bias = self.param("whitening_bias", start, (8 * channels,), wide)
         x = convolution(images.astype(self.dtype), whitening.value.astype(self.dtype), padding="VALID")
         x = gelu(x + bias.astype(self.dtype))
         for number, features in enumerate(self.widths):
@@ -149,8 +152,8 @@ class Speedrun(nn.Module):
             x = group(x, train)
         x = max_pool(x, (x.shape[1], x.shape[2]))[:, 0, 0]
         start = of_deviation(self.head_std) if self.head_std else uniform(x.shape[-1] ** -0.5)
-        head = nn.Dense(self.num_classes, use_bias=False, kernel_init=start, name="head")
-        return head(x.astype(jnp.float32)) * self.head_scale
+        head = nn.Dense(self.num_classes, use_bias=False, param_dtype=wide, kernel_init=start, name="head")
+        return head(x.astype(wide)) * self.head_scale
 
 
 speedrun94 = partial(Speedrun)

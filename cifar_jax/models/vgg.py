@@ -35,7 +35,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.models.kernels import adaptive_average_pool, max_pool
+from cifar_jax.models.kernels import adaptive_average_pool, at_least_float32, max_pool
 from cifar_jax.models.layers import BatchNorm, Convolution, activation, choice
 
 CLASSIFIERS = {"average": 0, "hidden": 2}  # hidden layers before the head
@@ -65,13 +65,13 @@ class VGG(nn.Module):
             x = max_pool(x, padding="SAME")  # a single pixel stays one: images may be smaller than 32x32
         hidden = choice("classifier", self.classifier, CLASSIFIERS)
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        x = adaptive_average_pool(x, (7, 7)).reshape(len(x), -1) if hidden else x.mean((1, 2), dtype=jnp.float32)
+        wide, init = at_least_float32(self.dtype), nn.initializers.he_normal()
+        x = adaptive_average_pool(x, (7, 7)).reshape(len(x), -1) if hidden else x.mean((1, 2), dtype=wide)
         for number in range(hidden):
-            dense = nn.Dense(
-                64 * self.width, dtype=self.dtype, name=f"hidden{number + 1}", kernel_init=nn.initializers.he_normal()
-            )
+            settings = {"dtype": self.dtype, "param_dtype": wide, "kernel_init": init}
+            dense = nn.Dense(64 * self.width, name=f"hidden{number + 1}", **settings)
             x = activation(self.activation)(dense(x if number == 0 else drop(x)))
-        return nn.Dense(self.num_classes, name="head")(drop(x).astype(jnp.float32))
+        return nn.Dense(self.num_classes, param_dtype=wide, name="head")(drop(x).astype(wide))
 
 
 vgg11 = partial(VGG, stages=(1, 1, 2, 2, 2), batch_norm=False)

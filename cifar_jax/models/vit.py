@@ -21,15 +21,31 @@ import jax
 import jax.numpy as jnp
 
 from cifar_jax.errors import InputError
+from cifar_jax.models.kernels import at_least_float32
 from cifar_jax.models.layers import Convolution, DropPath, activation, choice, drop_path_rates
 
-POOLINGS = {"token": lambda x: x[:, 0], "average": lambda x: x.mean(1, dtype=jnp.float32)}
+POOLINGS = {"token": lambda x: x[:, 0], "average": lambda x: x.mean(1, dtype=at_least_float32(x.dtype))}
 
-dense = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform())
+
+def dense(features: int, dtype: Any, use_bias: bool = True, name: str | None = None) -> nn.Dense:
+    """A dense layer in `dtype` whose weights start as in Glorot & Bengio 2010."""
+    init = nn.initializers.xavier_uniform()
+    return nn.Dense(features, use_bias, dtype, at_least_float32(dtype), kernel_init=init, name=name)
+
+
+def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    """softmax(queries keys^T / sqrt(d)) values, each [B, tokens, heads, d]; the softmax in at least float32.
+
+    JAX's function computes its softmax in float32 for float64 inputs too.
+    """
+    if queries.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(queries, keys, values)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", queries, keys) / queries.shape[-1] ** 0.5
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), values)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over x [B, tokens, width]; the softmax is taken in float32."""
+    """Multi-head self-attention over x [B, tokens, width]; the softmax is taken in at least float32."""
 
     heads: int
     dtype: Any
@@ -38,11 +54,11 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, tokens, width = x.shape
         queries, keys, values = (
-            dense(width, use_bias=False, dtype=self.dtype, name=name)(x).reshape(batch, tokens, self.heads, -1)
+            dense(width, self.dtype, use_bias=False, name=name)(x).reshape(batch, tokens, self.heads, -1)
             for name in ("queries", "keys", "values")
         )
-        x = jax.nn.dot_product_attention(queries, keys, values)
-        return dense(width, dtype=self.dtype, name="out")(x.reshape(batch, tokens, width))
+        x = attention(queries, keys, values)
+        return dense(width, self.dtype, name="out")(x.reshape(batch, tokens, width))
 
 
 class EncoderBlock(nn.Module):
@@ -57,12 +73,12 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
+        norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype, param_dtype=at_least_float32(self.dtype))
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
         y = Attention(self.heads, self.dtype)(norm()(x))
         x += DropPath(self.drop_path)(drop()(y), train)
-        y = activation(self.activation)(dense(self.expansion * x.shape[-1], dtype=self.dtype)(norm()(x)))
-        y = dense(x.shape[-1], dtype=self.dtype)(drop()(y))
+        y = activation(self.activation)(dense(self.expansion * x.shape[-1], self.dtype)(norm()(x)))
+        y = dense(x.shape[-1], self.dtype)(drop()(y))
         return x + DropPath(self.drop_path)(drop()(y), train)
 
 
@@ -86,18 +102,18 @@ class ViT(nn.Module):
             raise InputError(f"model.heads={self.heads} does not divide model.width={self.width}; change one of them")
         pool = choice("pooling", self.pooling, POOLINGS)
         block = nn.remat(EncoderBlock, static_argnums=(2,)) if self.remat else EncoderBlock
-        small = nn.initializers.normal(0.02)
+        small, wide = nn.initializers.normal(0.02), at_least_float32(self.dtype)
         patch = (self.patch_size, self.patch_size)
         init = nn.initializers.lecun_normal()  # Xavier's fan out would count each of the patch's pixels
         x = Convolution(self.width, patch, patch, dtype=self.dtype, kernel_init=init, name="patches")(images)
         x = x.reshape(x.shape[0], -1, self.width)
         if self.pooling == "token":
-            token = self.param("token", small, (1, 1, self.width)).astype(self.dtype)
+            token = self.param("token", small, (1, 1, self.width), wide).astype(self.dtype)
             x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x], 1)
-        x += self.param("positions", small, (1, *x.shape[1:])).astype(self.dtype)
+        x += self.param("positions", small, (1, *x.shape[1:]), wide).astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         for number, rate in enumerate(drop_path_rates(self.drop_path, self.depth)):
             settings = self.heads, self.expansion, self.activation, self.dropout, rate, self.dtype
             x = block(*settings, name=f"block{number + 1}")(x, train)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="last_norm")(x)
-        return nn.Dense(self.num_classes, name="head")(pool(x).astype(jnp.float32))
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, param_dtype=wide, name="last_norm")(x)
+        return nn.Dense(self.num_classes, param_dtype=wide, name="head")(pool(x).astype(wide))

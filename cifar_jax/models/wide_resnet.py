@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from cifar_jax.errors import InputError
+from cifar_jax.models.kernels import at_least_float32
 from cifar_jax.models.layers import BatchNorm, Convolution, activation, drop_path_rates
 from cifar_jax.models.preactivation import PreactivationBlock
 
@@ -55,8 +56,9 @@ class WideResNet(nn.Module):
                 x = block(*settings, name=f"conv{group + 2}_{number + 1}")(x, train)
         norm = partial(BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
         x = activate(norm(name="last_norm")(x))
-        x = x.mean((1, 2), dtype=jnp.float32)
-        return nn.Dense(self.num_classes, name="head")(x)
+        wide = at_least_float32(self.dtype)
+        x = x.mean((1, 2), dtype=wide)
+        return nn.Dense(self.num_classes, param_dtype=wide, name="head")(x)
 
 
 wide_resnet16_4 = partial(WideResNet, depth=16, widen=4)

@@ -36,11 +36,24 @@ def jit(function: Callable[..., Any], **arguments: Any) -> Any:
 
 
 def compute_dtype(dtype: str) -> str:
-    """`recipe.dtype` with "auto" resolved: bfloat16 on accelerators, float32 on the CPU, where bfloat16 is slower."""
+    """`recipe.dtype` with "auto" resolved: bfloat16 on accelerators, float32 on the CPU, where bfloat16 is slower.
+
+    Raises InputError on an unknown dtype, and on float64 unless `jax_enable_x64` is on and the platform is the CPU.
+    """
     if dtype == "auto":
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"dtype '{dtype}' is unknown; it is one of auto, float32, bfloat16, float16")
+    if dtype not in ("float64", "float32", "bfloat16", "float16"):
+        raise InputError(f"dtype '{dtype}' is unknown; it is one of auto, float32, bfloat16, float16, float64")
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise InputError(
+            "dtype 'float64' needs 64-bit values in JAX, which are off; set the environment variable JAX_ENABLE_X64=1,"
+            " or choose float32"
+        )
+    if dtype == "float64" and jax.default_backend() != "cpu":
+        raise InputError(
+            f"dtype 'float64' runs on the CPU only, and this platform is '{jax.default_backend()}'; set the environment"
+            " variable JAX_PLATFORMS=cpu, or choose float32"
+        )
     return dtype
 
 

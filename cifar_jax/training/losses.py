@@ -1,5 +1,5 @@
 """Losses: logits [B, C] and targets [B, C], each row a distribution over the classes -> loss of each example,
-float32 [B], whatever the logits' dtype.
+float32 [B], or float64 for logits in float64.
 
 `class_weights`, one number a class, multiply each class's term: () weighs none. They are taken as they are, and the
 batch's loss stays the sum over its examples divided by their number, not by their weights; weights whose mean over the
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cifar_jax.errors import InputError
+from cifar_jax.models.kernels import at_least_float32
 from cifar_jax.recipe import Table
 
 
@@ -23,17 +24,21 @@ def cross_entropy(
 ) -> jax.Array:
     """-sum_c w_c t_c log p_c, with t = (1 - s) targets + s / C (Szegedy et al. 2016, section 7), in nats."""
     targets = (1 - label_smoothing) * targets + label_smoothing / targets.shape[-1]
-    return -jnp.sum(_weighted(targets, class_weights) * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+    return -jnp.sum(_weighted(targets, class_weights) * _log_probabilities(logits), axis=-1)
 
 
 def focal(
     logits: jax.Array, targets: jax.Array, gamma: float = 2.0, class_weights: tuple[float, ...] = ()
 ) -> jax.Array:
     """-sum_c w_c t_c (1 - p_c)^gamma log p_c (Lin et al. 2017, eq. 5), in nats; gamma 0 is the cross-entropy."""
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    log_probabilities = _log_probabilities(logits)
     # Where p is 1 the loss is 0, but for a gamma below 1 the power has no finite gradient there.
     missing = jnp.maximum(-jnp.expm1(log_probabilities), 1e-12)
     return -jnp.sum(_weighted(targets, class_weights) * missing**gamma * log_probabilities, axis=-1)
+
+
+def _log_probabilities(logits: jax.Array) -> jax.Array:
+    return jax.nn.log_softmax(logits.astype(at_least_float32(logits.dtype)))
 
 
 def _weighted(targets: jax.Array, class_weights: tuple[float, ...]) -> jax.Array:
@@ -44,7 +49,7 @@ def _weighted(targets: jax.Array, class_weights: tuple[float, ...]) -> jax.Array
             f"recipe field 'loss.class_weights' is {tuple(class_weights)}; it takes () or one finite number of at"
             f" least 0 for each of the {targets.shape[-1]} classes"
         )
-    return targets * jnp.asarray(class_weights)
+    return targets * jnp.asarray(class_weights, targets.dtype)
 
 
 LOSSES: Table = {
