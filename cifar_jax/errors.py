@@ -33,7 +33,6 @@ OTHER_NAMES = {
     "smoothing": "label_smoothing",
     "ls": "label_smoothing",
     "aug": "augment",
-    "augmentation": "augment",
     "augmentations": "augment",
     "transforms": "augment",
     "hflip": "flip",

@@ -191,7 +191,7 @@ def test_list_runs_tells_status_accuracy_and_differences(tmp_path, capsys):
         (["describe", "configs/resnet81.py"], "recipe 'configs/resnet81.py' is not a file"),
         (
             ["describe", "cnn", "--config.model.widht=3"],
-            "recipe field 'model.widht' is unknown to model 'cnn'; did you mean 'width'",
+            "recipe field 'model.widht' is unknown to model 'cnn'; did you mean 'model.width'",
         ),
         (["evaluate", "--workdir=x", "--config.seed=1"], "--config.seed=1 sets a recipe field, which only"),
         (["lsit"], "command 'lsit' is unknown; did you mean 'list'?"),

@@ -136,7 +136,7 @@ def test_two_steps_change_every_parameter_and_all_steps_stay_finite(name):
 def test_the_loss_falls_on_32_images(name):
     """Clearly below where it began, and below that of equal odds for every class."""
     before, after = run(name)[3]
-    assert after < 0.8 * min(before, math.log(made.CLASSES))
+    assert after < 0.85 * min(before, math.log(made.CLASSES))
 
 
 @every_recipe

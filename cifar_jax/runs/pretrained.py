@@ -136,7 +136,7 @@ def _of_file(path: Path, recipe: Any, fresh: Any) -> Any:
             return leaf
         if len(shape) > 1:
             tensor = tensor.reshape(shape[-1], -1, *window).transpose(2, 3, 1, 0)
-        return np.ascontiguousarray(tensor.reshape(shape), np.float32)
+        return np.ascontiguousarray(tensor.reshape(shape), leaf.dtype)
 
     chosen = {name: jax.tree_util.tree_map_with_path(choose, fresh[name]) for name in ("params", "batch_stats")}
     accounted |= {re.sub(r"\.running_mean$", ".num_batches_tracked", theirs) for theirs in accounted}

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cifar_jax.models.kernels import at_least_float32
 from cifar_jax.training.keys import Purpose, key
 from cifar_jax.training.schedules import steps_per_epoch
 from cifar_jax.training.state import TrainState, apply_in_training, model, model_inputs
@@ -30,7 +31,7 @@ def lookahead(recipe: Any, step: Array, fast: Any, slow: Any) -> tuple[Any, Any]
     The slow weights keep (1 - pull) * (progress of the run) ** power of themselves: power 0 is the paper's, 3
     airbench's.
     """
-    progress = step / (recipe.epochs * steps_per_epoch(recipe))
+    progress = step.astype(jnp.float32) / (recipe.epochs * steps_per_epoch(recipe))
     kept = (1 - recipe.lookahead.pull) * progress**recipe.lookahead.power
     due = step % recipe.lookahead.steps == 0
     slow = jax.tree.map(lambda new, old: jnp.where(due, kept * old + (1 - kept) * new, old), fast, slow)
@@ -54,7 +55,7 @@ def average_epoch(
 
     def measure(batch_stats, chosen):
         dropout_key = jax.random.fold_in(key(recipe, Purpose.STEP), state.step)
-        inputs = model_inputs(recipe, constrain(images[chosen]).astype(jnp.float32) / 255)
+        inputs = model_inputs(recipe, constrain(images[chosen]).astype(at_least_float32(recipe.dtype)) / 255)
         return apply_in_training(model(recipe), params, batch_stats, inputs, dropout_key)[1], None
 
     batch_stats = state.batch_stats

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cifar_jax.models.embedding import embed
+from cifar_jax.models.kernels import at_least_float32
 from cifar_jax.recipe import build
 from cifar_jax.training import augment
 from cifar_jax.training.losses import LOSSES
@@ -24,7 +25,7 @@ def logits(recipe: Any, weights: Weights, images: Array, views: str = "one") -> 
 
     Raises InputError on unknown views.
     """
-    inputs = images.astype(jnp.float32) / 255
+    inputs = images.astype(at_least_float32(recipe.dtype)) / 255
     apply: Any = lambda view: model(recipe).apply(weights, model_inputs(recipe, view(inputs)), train=False)
     return jnp.sum(jnp.stack([weight * apply(view) for weight, view in augment.views(views)]), axis=0)
 
@@ -34,7 +35,7 @@ def embeddings(recipe: Any, weights: Weights, images: Array) -> Array:
 
     Raises InputError where the model has no module of that name.
     """
-    return embed(model(recipe), weights, model_inputs(recipe, images.astype(jnp.float32) / 255))[1]
+    return embed(model(recipe), weights, model_inputs(recipe, images.astype(at_least_float32(recipe.dtype)) / 255))[1]
 
 
 def sums(
@@ -62,11 +63,13 @@ def sums(
         batch = images[jnp.minimum(index, count - 1)], labels[jnp.minimum(index, count - 1)]
         batch = constrain(batch)
         scores = logits(recipe, weights, batch[0], views)
-        true = jax.nn.one_hot(batch[1], classes)
-        predicted = jax.nn.one_hot(scores.argmax(-1), classes)
+        true = jax.nn.one_hot(batch[1], classes, dtype=scores.dtype)
+        predicted = jax.nn.one_hot(scores.argmax(-1), classes, dtype=scores.dtype)
         confidence = jax.nn.softmax(scores).max(-1)
         bins = jax.nn.one_hot(
-            jnp.minimum(confidence * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(int), CALIBRATION_BINS
+            jnp.minimum(confidence * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(int),
+            CALIBRATION_BINS,
+            dtype=scores.dtype,
         )
         correct = (true * predicted).sum(-1)
         own = jnp.take_along_axis(scores, batch[1][:, None], -1)
@@ -84,9 +87,9 @@ def sums(
         return jax.tree.map(jnp.add, total, seen), None
 
     start = {
-        "loss_sum": jnp.float32(0),
+        "loss_sum": jnp.zeros((), at_least_float32(recipe.dtype)),
         "top5": jnp.int32(0),
         "confusion": jnp.zeros((classes, classes), jnp.int32),
-        "calibration": jnp.zeros((CALIBRATION_BINS, 3), jnp.float32),
+        "calibration": jnp.zeros((CALIBRATION_BINS, 3), at_least_float32(recipe.dtype)),
     }
     return jax.lax.scan(body, start, batches)[0]

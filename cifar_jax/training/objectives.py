@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from cifar_jax.errors import InputError
 from cifar_jax.models import MODELS
+from cifar_jax.models.kernels import at_least_float32
 from cifar_jax.recipe import Table, build
 from cifar_jax.training.augment import augment
 from cifar_jax.training.keys import Purpose, key
@@ -53,8 +54,9 @@ class Objective:
 
 def prepare_classification(recipe: Any, batch: Batch, step_key: Array) -> Inputs:
     """{"inputs": augmented and normalised, "targets": float32 [B, classes], "labels"}."""
-    targets = jax.nn.one_hot(batch.labels, recipe.data.num_classes)
-    images = batch.images.astype(jnp.float32) / 255
+    wide = at_least_float32(recipe.dtype)
+    targets = jax.nn.one_hot(batch.labels, recipe.data.num_classes, dtype=wide)
+    images = batch.images.astype(wide) / 255
     given = {"index": batch.positions, "epoch": batch.epoch, "coin": key(recipe, Purpose.DATA_SET)}
     images, targets = augment(recipe.augment, step_key, images, targets, mean=recipe.data.mean, **given)
     return {"inputs": model_inputs(recipe, images), "targets": targets, "labels": batch.labels}

@@ -314,8 +314,8 @@ def test_groups_must_cover_every_parameter_just_once(groups, answer):
 
 
 def test_groups_come_back_from_json_and_train():
-    recipe = made.recipe(groups=[["Convolution_.*/kernel", 1, 0.0], ["Convolution_.*/bias|Dense_.*", 0.5, 1.0]])
-    assert recipe.groups == (("Convolution_.*/kernel", 1, 0.0), ("Convolution_.*/bias|Dense_.*", 0.5, 1.0))
+    recipe = made.recipe(groups=[["Convolution_.*/kernel", 1, 0.0], ["Convolution_.*/bias|(Dense_|head).*", 0.5, 1.0]])
+    assert recipe.groups == (("Convolution_.*/kernel", 1, 0.0), ("Convolution_.*/bias|(Dense_|head).*", 0.5, 1.0))
     back = freeze(from_json(json.loads(json.dumps(to_json(recipe)))))
     assert back == recipe
     assert back.groups == recipe.groups
