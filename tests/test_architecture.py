@@ -20,6 +20,7 @@ PACKAGES: dict[str, list[str]] = {
     ],
     "data": ["store", "arrays"],
     "runs": ["checkpoint", "devices", "log", "workdir", "pretrained", "fit"],
+    "studies": ["statistics", "records", "tables", "compare"],
 }  # fmt: skip
 PURE = ("errors", "recipe", "models", "training")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
