@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from cifar_jax.errors import InputError
 from cifar_jax.studies import statistics
@@ -111,6 +111,16 @@ def test_the_detectable_difference_is_found_in_80_of_100_studies(count):
     studies = np.random.RandomState(3).normal(wanted, 0.003, (2000, count))
     found = [statistics.paired_test(study, np.zeros(count)).p < 0.05 for study in studies]
     assert within_binomial_error(found, 0.80)
+
+
+@pytest.mark.parametrize("count", [3, 5, 30])
+def test_the_power_at_the_detectable_difference_is_80_percent(count):
+    """t = (z + d sqrt(n)) / s, z normal and s chi / sqrt(n-1): the chance that |t| is large, integrated over chi."""
+    shift, degrees = statistics.detectable_difference(1.0, count) * np.sqrt(count), count - 1
+    critical = stats.t.ppf(0.975, degrees) / np.sqrt(degrees)
+    found = lambda chi: stats.norm.sf(critical * chi - shift) + stats.norm.cdf(-critical * chi - shift)
+    power, _ = integrate.quad(lambda chi: stats.chi.pdf(chi, degrees) * found(chi), 0, 30, limit=200)
+    assert power == pytest.approx(0.8, abs=1e-7)
 
 
 @pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
