@@ -174,7 +174,7 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[str | Path] | Sequence[RunRecord],
+    runs: str | Path | Sequence[str | Path | RunRecord],
     base: str | None = None,
     metric: str = "validation_accuracy",
     detect: float | None = None,
@@ -205,7 +205,7 @@ def compare(
     return Comparison(metric, first.name, smallest, (first, *rows))
 
 
-def _records(runs: Sequence[str | Path] | Sequence[RunRecord]) -> list[RunRecord]:
+def _records(runs: str | Path | Sequence[str | Path | RunRecord]) -> list[RunRecord]:
     given: list[Any] = [runs] if isinstance(runs, str | Path) else list(runs)
     return [record for run in given for record in ([run] if isinstance(run, RunRecord) else load_records([run]))]
 
@@ -232,7 +232,7 @@ def _tested(row: Row, arm: Arm, base: Arm, metric: str, smallest: float | None) 
     if common:
         paired = statistics.paired_test([ours[seeds] for seeds in common], [theirs[seeds] for seeds in common])
     needed = None
-    if smallest and paired and paired.standard_deviation is not None:
+    if smallest and paired and paired.standard_deviation is not None and paired.p is not None:
         needed = statistics.pairs_needed(paired.standard_deviation, smallest)
     mcnemar = None
     if len(ours) == 1 == len(theirs):

@@ -88,7 +88,7 @@ def test_too_few_seeds_are_those_that_cannot_detect_what_is_wanted():
 def test_fewer_than_three_seeds_conclude_nothing(count):
     comparison = compare([*arm(0.1, BASE[:count]), *arm(0.2, BETTER[:count])], detect=0.5)
     row = comparison.rows[1]
-    assert (row.conclusion, row.p_holm, row.paired.interval) == ("too few seeds", None, None)
+    assert (row.conclusion, row.p_holm, row.paired.interval, row.pairs_needed) == ("too few seeds", None, None, None)
     assert row.paired.difference == pytest.approx(np.mean(BETTER[:count]) - np.mean(BASE[:count]))
     assert "nan" not in str(comparison).lower()
     assert "NaN" not in comparison.to_json()
@@ -305,9 +305,9 @@ def test_a_run_that_could_stop_early_counts_with_its_best_epoch(tmp_path):
     stopping = {"early_stopping.patience": 2, "data.validation": 8}
     write_run(tmp_path / "best", made.recipe(stopping), [0.5, 0.7, 0.6])
     by_loss = made.recipe({**stopping, "early_stopping.metric": "validation_loss", "chunk_epochs": 2})
-    write_run(tmp_path / "chunks", by_loss, [0.5, 0.7, 0.9, 0.8])
+    write_run(tmp_path / "chunks", by_loss, [0.5, 0.7, 0.9, 0.8, 0.85])
     write_run(tmp_path / "last", made.recipe({"data.validation": 8}), [0.5, 0.7, 0.6], finished=False)
     best, chunks, last = load_records([tmp_path])
-    assert [run.metrics["validation_accuracy"] for run in (best, chunks, last)] == [0.7, 0.8, 0.6]
+    assert [run.metrics["validation_accuracy"] for run in (best, chunks, last)] == [0.7, 0.85, 0.6]
     assert [run.complete for run in (best, chunks, last)] == [True, True, False]
     assert "data.validation=8" in best.digests["validation"]
