@@ -26,6 +26,7 @@ PACKAGES: dict[str, list[str]] = {
         "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
         "describe", "history", "stopping", "classifier", "workdir", "evaluate", "teacher", "pretrained", "loop", "fit",
     ],
+    "studies": ["statistics", "records", "tables", "compare"],
     "commands": ["*"],
     "cli": [],
     "__main__": [],

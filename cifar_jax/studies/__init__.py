@@ -1,0 +1,1 @@
+"""Many runs: statistics over seeds, and comparisons of recipes. Start reading at `compare`."""
