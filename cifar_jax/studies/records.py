@@ -41,7 +41,7 @@ class RunRecord:
 
     @property
     def seeds(self) -> dict[str, Any]:
-        """The fields by which repeated runs of a recipe differ: `seed`, and those of `seeds.*` that do not follow it."""
+        """The fields by which runs of a recipe differ: `seed`, and those of `seeds.*` that do not follow it."""
         return {name: value for name, value in self.recipe.items() if _is_seed(name) and value != FOLLOW}
 
     @property
