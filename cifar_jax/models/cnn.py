@@ -1,4 +1,4 @@
-"""Two convolutions with max-pooling and a fully connected head: the network of many a first tutorial.
+"""Two convolutions with max-pooling and a fully connected head: the usual network of introductory tutorials.
 
 layer                     output (32x32 input, width 32)
 conv 5x5, activation      32 x 32 x 32
@@ -28,7 +28,7 @@ class CNN(nn.Module):
     kernel_size: int = 5
     hidden: int = 128  # units of the layer before the last; 0 has none
     activation: str = "relu"
-    dropout: float = 0.0  # share of the hidden units dropped in training
+    dropout: float = 0.0  # fraction of the hidden units dropped in training
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -44,10 +44,10 @@ class ConvMixer(nn.Module):
     width: int = 256  # channels (h)
     depth: int = 8  # blocks
     kernel_size: int = 5
-    patch_size: int = 2  # pixels along each side; what is missing at the border counts as zeros
+    patch_size: int = 2  # pixels along each side; the border is padded with zeros
     activation: str = "gelu"
-    dropout: float = 0.0  # share of the pooled features dropped in training
-    remat: bool = False  # compute each block again for its gradient, in place of keeping its activations
+    dropout: float = 0.0  # fraction of the pooled features dropped in training
+    remat: bool = False  # recompute each block for its gradient instead of storing its activations
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -50,7 +50,7 @@ REDUCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def of_each(field: str, numbers: tuple[int, ...], stages: int) -> tuple[int, ...]:
-    """A number for each stage. Raises InputError unless there are so many, or one for all."""
+    """One number for each stage. Raises InputError unless `numbers` has one for each stage, or one for all."""
     if len(numbers) not in (1, stages) or min(numbers) < 1:
         raise InputError(f"model.{field} is {numbers}; it takes one number above 0, or one for each of {stages} stages")
     return numbers if len(numbers) == stages else numbers * stages
@@ -66,7 +66,7 @@ class ConvNet(nn.Module):
     normalisation: str = "batch"  # none, batch, layer, group
     reduction: str = "average"  # of the last stage's pixels to a vector: average over the image, or flatten
     hidden: int = 0  # units of a hidden layer before the last; 0 has none
-    dropout: float = 0.1  # share dropped in training, after each pooling and after the hidden layer
+    dropout: float = 0.1  # fraction dropped in training, after each pooling and after the hidden layer
     dtype: Any = jnp.float32
 
     @nn.compact

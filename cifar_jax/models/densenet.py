@@ -28,7 +28,7 @@ from cifar_jax.models.layers import BatchNorm, Convolution, activation
 
 
 class DenseLayer(nn.Module):
-    """norm, activation, 1x1, 4 growth; norm, activation, 3x3, growth: new channels, put beside the old."""
+    """norm, activation, 1x1, 4 growth; norm, activation, 3x3, growth; new channels, concatenated to the input."""
 
     growth: int
     activation: str
@@ -50,9 +50,9 @@ class DenseNet(nn.Module):
     num_classes: int
     depth: int = 100  # L: convolutions and the dense layer
     growth: int = 12  # k: channels that each layer adds
-    compression: float = 0.5  # share of the channels that a transition keeps (theta)
+    compression: float = 0.5  # fraction of the channels that a transition keeps (theta)
     activation: str = "relu"
-    dropout: float = 0.0  # share dropped in training after each convolution; 0.2 in the paper without augmentation
+    dropout: float = 0.0  # fraction dropped in training after each convolution; 0.2 in the paper without augmentation
     remat: bool = False  # compute each layer again for its gradient: the concatenations are what fills the memory
     dtype: Any = jnp.float32
 

@@ -91,10 +91,10 @@ class DepthwiseConvolution(nn.Module):
 class BatchNorm(nn.Module):
     """Ioffe & Szegedy 2015: x [..., C] -> [..., C] in `dtype`; parameters scale and bias [C], statistics mean and var.
 
-    Statistics, parameters and arithmetic are float32, or float64 where `dtype` is. In training those of the batch are
-    used, with the biased variance, and the running ones keep `momentum` of the old. As Linen's, whose parameters it
-    has, but with the gradient of the paper's section 3 written out: autodiff's reads and writes the images nine times
-    where this one does so six times.
+    Statistics, parameters and arithmetic are float32, or float64 where `dtype` is. Training uses the statistics of the
+    batch, with the biased variance, and updates the running ones: momentum * running + (1 - momentum) * batch. Values
+    and parameter names are those of `nn.BatchNorm`. The gradient is the closed form of the paper's section 3, which
+    makes six passes over the images; the gradient that autodiff derives makes nine.
     """
 
     use_running_average: bool
@@ -136,5 +136,5 @@ class DropPath(nn.Module):
 
 
 def drop_path_rates(last: float, blocks: int) -> list[float]:
-    """The rate of each of so many residual blocks: growing linearly to `last` at the last one (Huang et al., eq. 4)."""
+    """The rate of each residual block; it grows linearly with the depth, up to `last` (Huang et al., eq. 4)."""
     return [last * (block + 1) / blocks for block in range(blocks)]

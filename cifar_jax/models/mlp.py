@@ -1,4 +1,4 @@
-"""A multilayer perceptron: the floor that every convolution has to beat.
+"""A multilayer perceptron, the baseline without convolutions.
 
 flatten                                 3072 (32x32x3)
 [dense, activation, dropout] x 2        512
@@ -22,7 +22,7 @@ class MLP(nn.Module):
     num_classes: int
     widths: tuple[int, ...] = (512, 512)  # units of each hidden layer
     activation: str = "relu"
-    dropout: float = 0.0  # share of each hidden layer's units dropped in training
+    dropout: float = 0.0  # fraction of each hidden layer's units dropped in training
     dtype: Any = jnp.float32
 
     @nn.compact

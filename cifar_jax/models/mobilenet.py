@@ -73,8 +73,8 @@ class MobileNetV2(nn.Module):
     stages: tuple[tuple[int, int, int, int], ...] = STAGES  # expansion, channels, blocks, stride of the first
     multiplier: float = 1.0  # of all channels; the last 1x1 convolution's only where it is above 1
     activation: str = "relu6"
-    dropout: float = 0.0  # share of the pooled features dropped in training
-    remat: bool = False  # compute each block again for its gradient, in place of keeping its activations
+    dropout: float = 0.0  # fraction of the pooled features dropped in training
+    remat: bool = False  # recompute each block for its gradient instead of storing its activations
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -60,9 +60,9 @@ class PreactivationResNet(nn.Module):
     stages: tuple[int, ...] = (2, 2, 2, 2)  # blocks in each stage; every stage but the first halves the image
     width: int = 64  # channels of the first stage; each stage doubles them
     activation: str = "relu"
-    dropout: float = 0.0  # share of the pooled features dropped in training
+    dropout: float = 0.0  # fraction of the pooled features dropped in training
     drop_path: float = 0.0  # probability that the last block's branch is dropped; it grows linearly up to there
-    remat: bool = False  # compute each block again for its gradient, in place of keeping its activations
+    remat: bool = False  # recompute each block for its gradient instead of storing its activations
     dtype: Any = jnp.float32
 
     @nn.compact

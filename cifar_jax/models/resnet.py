@@ -123,9 +123,9 @@ class ResNet(nn.Module):
     stem: str = "cifar"  # 3x3; or "imagenet": 7x7 with stride 2, and a max-pool 3x3 with stride 2
     shortcut: str = "B"  # where the shape changes: "A" pads with zeros, "B" is a 1x1 convolution
     activation: str = "relu"
-    dropout: float = 0.0  # share of the pooled features dropped in training
+    dropout: float = 0.0  # fraction of the pooled features dropped in training
     drop_path: float = 0.0  # probability that the last block's branch is dropped; it grows linearly up to there
-    remat: bool = False  # compute each block again for its gradient, in place of keeping its activations
+    remat: bool = False  # recompute each block for its gradient instead of storing its activations
     dtype: Any = jnp.float32
 
     @nn.compact

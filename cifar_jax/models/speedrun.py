@@ -11,10 +11,11 @@
     group, depth 2 (94%):   3x3, max-pool 2x2, norm, GELU; 3x3, norm, GELU
     group, depth 3 (96%):   3x3, max-pool 2x2, norm, GELU; 3x3, norm, GELU; 3x3, norm, + the first GELU's output; GELU
 
-The first convolution whitens: `whitening_filters` makes it from training images. It is a statistic of the data and no
-parameter, and so stands in `batch_stats` beside the running averages, where no optimiser, weight decay or gradient
-reaches it; until `prepare` is called, it is a random rotation of the 2x2 patches and its negative. The 3x3 convolutions
-start as the identity on as many channels as there are, the others uniform. Norms have a bias and no scale.
+The first convolution whitens the images. `whitening_filters` computes its filters from training images. They are
+statistics of the data and not parameters, so they are stored in `batch_stats`, where no gradient, optimiser or weight
+decay changes them. Before `prepare` is called they are a random rotation of the 2x2 patches and its negative. The 3x3
+convolutions start as the identity on their first channels; the other filters start uniform. Norms have a bias and no
+scale.
 
                             parameters (10 classes)    multiply-adds (32x32)
     speedrun94                           1,971,352                        105.4 M
@@ -94,7 +95,7 @@ def dirac(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array
 
 
 class Group(nn.Module):
-    """`depth` convolutions 3x3, max-pooling behind the first; a third one is residual."""
+    """`depth` convolutions 3x3, max-pooling after the first; a third one is residual."""
 
     features: int
     depth: int
@@ -123,11 +124,11 @@ class Speedrun(nn.Module):
     num_classes: int
     widths: tuple[int, ...] = (64, 256, 256)  # channels of each group
     depth: int = 2  # convolutions in each group: 2, or 3 with the third residual
-    momentum: float = 0.6  # share of the running statistics that each batch keeps
+    momentum: float = 0.6  # fraction of the running statistics that each batch keeps
     head_std: float = 1.0  # of the head's initial weights, uniform; 0 draws them within 1 / sqrt(fan in)
     head_scale: float = 1 / 256  # of the logits
-    activation: str = "gelu"  # of the groups; the one behind the whitening is always GELU
-    whitening_bias: float = 1.0  # starts uniform within so many times 1 / sqrt(4 channels)
+    activation: str = "gelu"  # of the groups; the one after the whitening is always GELU
+    whitening_bias: float = 1.0  # initial range, uniform, as a multiple of 1 / sqrt(4 channels)
     whitening_images: int = 5000  # training images that the whitening is made from
     dtype: Any = jnp.float32
 

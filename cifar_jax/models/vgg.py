@@ -48,7 +48,7 @@ class VGG(nn.Module):
     batch_norm: bool = True
     classifier: str = "average"  # of the pixels; or "hidden": two hidden layers of 64 * width on 7x7 pixels
     activation: str = "relu"
-    dropout: float = 0.0  # share dropped in training of the pooled features, or of each hidden layer's
+    dropout: float = 0.0  # fraction dropped in training of the pooled features, or of each hidden layer's
     dtype: Any = jnp.float32
 
     @nn.compact

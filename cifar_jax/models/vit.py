@@ -62,7 +62,7 @@ class Attention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention, then a hidden layer, each behind a norm and beside the identity (figure 1, right)."""
+    """Attention, then a hidden layer, each with a norm before it and a residual connection (figure 1, right)."""
 
     heads: int
     expansion: int
@@ -88,12 +88,12 @@ class ViT(nn.Module):
     depth: int = 9  # blocks
     heads: int = 12
     expansion: int = 2  # width of the hidden layers over `width`
-    patch_size: int = 4  # pixels along each side; what is missing at the border counts as zeros
+    patch_size: int = 4  # pixels along each side; the border is padded with zeros
     pooling: str = "token"  # the class token's output, or the average of the patches' without such a token
     activation: str = "gelu"
-    dropout: float = 0.0  # share dropped in training after the embedding, the attention and both dense layers
+    dropout: float = 0.0  # fraction dropped in training after the embedding, the attention and both dense layers
     drop_path: float = 0.0  # probability that the last block's branches are dropped; it grows linearly up to there
-    remat: bool = False  # compute each block again for its gradient, in place of keeping its activations
+    remat: bool = False  # recompute each block for its gradient instead of storing its activations
     dtype: Any = jnp.float32
 
     @nn.compact

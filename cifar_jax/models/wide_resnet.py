@@ -34,9 +34,9 @@ class WideResNet(nn.Module):
     widen: int = 10  # k
     width: int = 16  # channels of conv1
     activation: str = "relu"
-    dropout: float = 0.0  # share dropped in training between the two convolutions of a block; the paper has 0.3
+    dropout: float = 0.0  # fraction dropped in training between the two convolutions of a block; the paper has 0.3
     drop_path: float = 0.0  # probability that the last block's branch is dropped; it grows linearly up to there
-    remat: bool = False  # compute each block again for its gradient, in place of keeping its activations
+    remat: bool = False  # recompute each block for its gradient instead of storing its activations
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -1,8 +1,8 @@
 """Augmentation on the device, and the views of an image that an evaluation may average over.
 
-An augmentation takes (key, images float32 [B, H, W, C] in 0..1, strength) and treats each image on its own; a mixture
-takes and returns the targets float32 [B, classes] too. Values stay in 0..1, and at strength 0 as they are. They run in
-the order of the tables.
+An augmentation takes (key, images [B, H, W, C] in 0..1, strength) and treats each image on its own; a mixture takes
+and returns the targets [B, classes] too. Both keep their dtype, float32 or float64. Values stay in 0..1, and at
+strength 0 as they are. They run in the order of the tables.
 """
 
 import inspect
@@ -73,7 +73,7 @@ def rotation(key: Array, images: Array, degrees: float) -> Array:
 
 def _uniform(key: Array, images: Array, low: Any, high: Any) -> Array:
     """A number for each image, [B, 1, 1, 1]."""
-    return jax.random.uniform(key, (len(images), 1, 1, 1), minval=low, maxval=high)
+    return jax.random.uniform(key, (len(images), 1, 1, 1), images.dtype, minval=low, maxval=high)
 
 
 def brightness(key: Array, images: Array, strength: float) -> Array:
@@ -114,7 +114,9 @@ def cutout(key: Array, images: Array, pixels: int, mean: Any = (0.5,)) -> Array:
     """
     row, column = _centres(key, images)
     top, left = row - pixels // 2, column - pixels // 2
-    return jnp.where(_rectangle(images, top, left, top + pixels, left + pixels), jnp.asarray(mean), images)
+    return jnp.where(
+        _rectangle(images, top, left, top + pixels, left + pixels), jnp.asarray(mean, images.dtype), images
+    )
 
 
 def inner_cutout(key: Array, images: Array, pixels: int, mean: Any = (0.5,)) -> Array:
@@ -124,7 +126,9 @@ def inner_cutout(key: Array, images: Array, pixels: int, mean: Any = (0.5,)) -> 
     row_key, column_key = jax.random.split(key)
     top = jax.random.randint(row_key, (batch,), 0, max(height - pixels, 0) + 1)
     left = jax.random.randint(column_key, (batch,), 0, max(width - pixels, 0) + 1)
-    return jnp.where(_rectangle(images, top, left, top + pixels, left + pixels), jnp.asarray(mean), images)
+    return jnp.where(
+        _rectangle(images, top, left, top + pixels, left + pixels), jnp.asarray(mean, images.dtype), images
+    )
 
 
 def random_erasing(key: Array, images: Array, probability: float) -> Array:
@@ -146,7 +150,7 @@ def random_erasing(key: Array, images: Array, probability: float) -> Array:
     words = jax.random.bits(noise_key, (batch, -(-height * width * channels // 4)))  # 32 bits are four values
     noise = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(batch, -1)[:, : height * width * channels]
     erased = _rectangle(images, *bounds) & wanted[:, None, None, None]
-    return jnp.where(erased, noise.reshape(images.shape).astype(jnp.float32) / 255, images)
+    return jnp.where(erased, noise.reshape(images.shape).astype(images.dtype) / 255, images)
 
 
 def mixup(key: Array, images: Array, alpha: float, targets: Array) -> tuple[Array, Array]:
@@ -156,7 +160,7 @@ def mixup(key: Array, images: Array, alpha: float, targets: Array) -> tuple[Arra
     """
     if not alpha:
         return images, targets
-    share = jax.random.beta(key, alpha, alpha, (len(images), 1))
+    share = jax.random.beta(key, alpha, alpha, (len(images), 1), images.dtype)
     mixed = share[..., None, None] * images + (1 - share[..., None, None]) * jnp.roll(images, 1, 0)
     return jnp.clip(mixed, 0, 1), share * targets + (1 - share) * jnp.roll(targets, 1, 0)
 
@@ -171,12 +175,12 @@ def cutmix(key: Array, images: Array, alpha: float, targets: Array) -> tuple[Arr
         return images, targets
     _, height, width, _ = images.shape
     share_key, centre_key = jax.random.split(key)
-    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, (len(images),)))
+    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, (len(images),), images.dtype))
     tall, wide = (side * height).astype(jnp.int32), (side * width).astype(jnp.int32)
     row, column = _centres(centre_key, images)
     top, left = row - tall // 2, column - wide // 2
     pasted = _rectangle(images, top, left, top + tall, left + wide)
-    kept = 1 - pasted.mean((1, 2))
+    kept = 1 - pasted.mean((1, 2), dtype=targets.dtype)
     return (
         jnp.where(pasted, jnp.roll(images, 1, 0), images),
         kept * targets + (1 - kept) * jnp.roll(targets, 1, 0),

@@ -90,8 +90,8 @@ class DistillationLosses:
     ) -> tuple[Array, Any, dict[str, Array]]:
         logits, batch_stats = apply(inputs["inputs"], batch_stats, step_key)
         teacher_logits = jax.lax.stop_gradient(teacher_apply(recipe, context, inputs["inputs"]))
-        soft = jax.nn.log_softmax(logits.astype(jnp.float32) / self.temperature)
-        teacher_soft = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / self.temperature)
+        soft = jax.nn.log_softmax(logits.astype(at_least_float32(logits.dtype)) / self.temperature)
+        teacher_soft = jax.nn.log_softmax(teacher_logits.astype(soft.dtype) / self.temperature)
         divergence = jnp.sum(jnp.exp(teacher_soft) * (teacher_soft - soft), -1) * self.temperature**2
         hard = build(LOSSES, recipe.loss, "loss", logits=logits, targets=inputs["targets"])
         losses = (1 - self.weight) * hard + self.weight * divergence
@@ -103,7 +103,7 @@ def teacher_apply(recipe: Any, weights: Any, inputs: Array) -> Array:
     """The logits of the teacher for the student's inputs, normalised as the teacher knows them."""
     teacher = recipe.teacher
     dtype, classes = jnp.dtype(recipe.dtype), recipe.data.num_classes
-    images = inputs * jnp.asarray(recipe.data.std) + jnp.asarray(recipe.data.mean)
+    images = inputs * jnp.asarray(recipe.data.std, inputs.dtype) + jnp.asarray(recipe.data.mean, inputs.dtype)
     module: Any = build(MODELS, teacher.model, "model", num_classes=classes, dtype=dtype)
     return module.apply(weights, normalise(images, teacher.mean, teacher.std), train=False)
 

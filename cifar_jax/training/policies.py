@@ -76,7 +76,8 @@ def apply(operation: Array, amount: Array, images: Array, mean: Any = (0.5,)) ->
     values = jnp.round(images * 255).astype(jnp.int32).reshape(batch, height * width, channels)
     values = _look_up(_tables(operation, amount, values), values)
     values = _blended(operation, amount, values.reshape(images.shape))
-    return _mapped(operation, amount, values, jnp.round(jnp.asarray(mean) * 255)) / 255
+    mapped = _mapped(operation, amount, values, jnp.round(jnp.asarray(mean, images.dtype) * 255))
+    return mapped.astype(images.dtype) / 255
 
 
 def _look_up(table: Array, index: Array) -> Array:

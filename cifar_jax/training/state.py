@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cifar_jax.models import MODELS
+from cifar_jax.models.kernels import at_least_float32
 from cifar_jax.recipe import build
 from cifar_jax.training.keys import Purpose, key
 from cifar_jax.training.update import optimizer
@@ -20,7 +21,7 @@ class TrainState(flax.struct.PyTreeNode):
     """Arrays only. `step` counts optimiser steps and is the only clock."""
 
     step: Array  # int32
-    params: Any  # float32
+    params: Any  # float32, or float64 where recipe.dtype is float64
     batch_stats: Any  # running statistics of batch normalisation; {} without
     opt_state: Any
     average: Any  # {"params", "batch_stats"}: the average that is evaluated, or lookahead's slow weights; {} without
@@ -42,7 +43,7 @@ def apply_in_training(module: nn.Module, params: Any, batch_stats: Any, inputs: 
 
 def normalise(images: Array, mean: Any, std: Any) -> Array:
     """Images in 0..1 to zero mean and unit deviation; `mean` and `std` are one number or one a channel."""
-    return (images - jnp.asarray(mean)) / jnp.asarray(std)
+    return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
 def input_shape(recipe: Recipe) -> tuple[int, int, int]:
@@ -102,7 +103,8 @@ def prepare(recipe: Recipe, state: TrainState, images: Array) -> TrainState:
         module = model(recipe, section)
         if not hasattr(module, "prepare"):
             return batch_stats
-        return module.prepare(batch_stats, lambda count: model_inputs(recipe, images[:count] / 255))
+        first = lambda count: images[:count].astype(at_least_float32(recipe.dtype)) / 255
+        return module.prepare(batch_stats, lambda count: model_inputs(recipe, first(count)))
 
     batch_stats, average, proxy = prepared("model", state.batch_stats), state.average, state.proxy
     if average:

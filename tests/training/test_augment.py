@@ -14,6 +14,7 @@ from cifar_jax.training import augment, policies
 from cifar_jax.training.augment import AUGMENTATIONS, MIXTURES, VIEWS
 from cifar_jax.training.check import check
 from cifar_jax.training.policies import OPERATIONS, apply
+from cifar_jax.training.state import normalise
 from tests import made
 
 KEY = jax.random.key(7)
@@ -513,3 +514,18 @@ def test_views_are_numpys_and_their_weights_add_up_to_one(name):
         np.testing.assert_array_equal(view(before), batch)
     seen = [np.asarray(view(before)) for _, view in VIEWS[name]]
     assert all(np.any(one != other) for one, other in pairwise(seen))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_images_and_targets_keep_their_dtype_with_64_bit_values(dtype):
+    fields = made.recipe().augment
+    section = {name: type(fields[name])(1) for name in [*AUGMENTATIONS, *MIXTURES]}
+    given = {"index": np.arange(4), "epoch": 0, "mean": (0.1, 0.2, 0.3)}
+
+    def prepared(images, targets, coin):
+        images, targets = augment.augment(section, jax.random.key(0), images, targets, coin=coin, **given)
+        return normalise(images, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), targets
+
+    with jax.enable_x64(True):
+        found = jax.eval_shape(prepared, np.zeros((4, 8, 8, 3), dtype), np.eye(4, dtype=dtype), jax.random.key(1))
+    assert {str(array.dtype) for array in found} == {dtype}
