@@ -95,7 +95,7 @@ def load_recipe(model: dict[str, Any], **fields: Any) -> Any:
     name = NETWORKS.get(model["name"], model["name"])
     recipe = cj.load_recipe("configs/cnn.py", {"model": {**model, "name": name}})
     fields = {name.replace("__", "."): value for name, value in fields.items() if value}
-    facts = {path: fields.pop(path) for path in ("data.image_shape", "data.train_count")}
+    facts = {path: fields.pop(path) for path in ("data.image_shape", "data.train_count") if path in fields}
     changed = cj.override(recipe, {"dtype": compute_dtype(recipe.dtype), **fields})
     return resolve(changed, {**facts, "data.num_classes": 10})
 
