@@ -158,7 +158,7 @@ class Ours:
         """Leaves what the peer needs to show that it trains the same network by the same rule: a batch, the weights,
         and the weights after some steps on that batch."""
         recipe = freeze(cj.override(recipe, {"optimizer.learning_rate": CHECK_RATE, "dtype": "float32"}))
-        step = jit(lambda *arguments: training.train_step(recipe, *arguments))
+        step = jit(lambda state, *batch: training.train_step(recipe, state, cj.Batch(*batch, jnp.int32(0))))
         states = [self.init()]
         with jax.default_matmul_precision("highest"):  # a GPU's float32 would be TF32, and far from the peer's
             for _ in range(CHECK_STEPS):
