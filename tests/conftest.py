@@ -1,12 +1,19 @@
 """One persistent compilation cache for the whole suite, kept between runs: most of its time is compilation."""
 
+import contextlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 COMPILED = ROOT / ".pytest_cache" / "compiled"
+
+# A job in the background of a shell ignores Ctrl-C, and so would the processes that the tests start and interrupt.
+with contextlib.suppress(ValueError):  # not in the main thread
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Compiling for speed would take twice as long, and no test runs long enough to gain from it.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
