@@ -24,7 +24,7 @@ from typing import Any
 from measuring import machine
 from worker import HERE
 
-COMPILED = "Finished XLA compilation of jit(_chunk)"  # JAX_LOG_COMPILES says so on stderr, from a cache too
+COMPILED = "Finished XLA compilation of jit(epochs)"  # JAX_LOG_COMPILES says so on stderr, from a cache too
 
 
 def main() -> int:
