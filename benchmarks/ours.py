@@ -95,7 +95,9 @@ def load_recipe(model: dict[str, Any], **fields: Any) -> Any:
     name = NETWORKS.get(model["name"], model["name"])
     recipe = cj.load_recipe("configs/cnn.py", {"model": {**model, "name": name}})
     fields = {name.replace("__", "."): value for name, value in fields.items() if value}
-    facts = {path: fields.pop(path) for path in ("data.image_shape", "data.train_count") if path in fields}
+    facts: dict[str, Any] = {
+        path: fields.pop(path) for path in ("data.image_shape", "data.train_count") if path in fields
+    }
     changed = cj.override(recipe, {"dtype": compute_dtype(recipe.dtype), **fields})
     return resolve(changed, {**facts, "data.num_classes": 10})
 
@@ -158,7 +160,8 @@ class Ours:
         """Leaves what the peer needs to show that it trains the same network by the same rule: a batch, the weights,
         and the weights after some steps on that batch."""
         recipe = freeze(cj.override(recipe, {"optimizer.learning_rate": CHECK_RATE, "dtype": "float32"}))
-        step = jit(lambda state, *batch: training.train_step(recipe, state, cj.Batch(*batch, jnp.int32(0))))
+        batch_of = lambda images, labels, index: cj.Batch(images, labels, index, jnp.int32(0))
+        step = jit(lambda state, *batch: training.train_step(recipe, state, batch_of(*batch)))
         states = [self.init()]
         with jax.default_matmul_precision("highest"):  # a GPU's float32 would be TF32, and far from the peer's
             for _ in range(CHECK_STEPS):
