@@ -1,7 +1,7 @@
 """SimCLR with the public API: an objective that needs no labels, and a linear probe on the embeddings that it learns
 (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations").
 
-    python examples/simclr.py                                      # the embedded digits, two minutes on two cores
+    python examples/simclr.py                                      # the embedded digits; no figure is claimed
     python examples/simclr.py --data=cifar10 --epochs=100 --width=64
 
 Nothing in the package knows of this objective: `cj.Objective` is two functions.
