@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from cifar_jax.runs.fit import fit
     from cifar_jax.runs.recipes import load_recipe
     from cifar_jax.runs.workdir import Run, load_classifier, load_run
+    from cifar_jax.studies.compare import compare
+    from cifar_jax.studies.sweep import ablate, sweep
     from cifar_jax.training.objectives import Batch, Objective
 
 __version__ = "0.1.0"
@@ -38,6 +40,8 @@ MODULES = {
     "Objective": "training.objectives",
     "Run": "runs.workdir",
     "Split": "data.arrays",
+    "ablate": "studies.sweep",
+    "compare": "studies.compare",
     "dataset": "data.arrays",
     "evaluate": "runs.evaluate",
     "fit": "runs.fit",
@@ -47,6 +51,7 @@ MODULES = {
     "load_run": "runs.workdir",
     "override": "recipe",
     "prepare_process": "process",
+    "sweep": "studies.sweep",
 }
 
 __all__ = [
@@ -57,6 +62,8 @@ __all__ = [
     "Objective",
     "Run",
     "Split",
+    "ablate",
+    "compare",
     "dataset",
     "evaluate",
     "fit",
@@ -66,6 +73,7 @@ __all__ = [
     "load_run",
     "override",
     "prepare_process",
+    "sweep",
 ]
 
 

@@ -5,7 +5,6 @@ Settings of a recipe are spelled --config.FIELD=VALUE in every command that take
 """
 
 import argparse
-import ast
 import importlib
 import importlib.metadata
 import io
@@ -20,6 +19,7 @@ from typing import NoReturn
 
 import cifar_jax
 from cifar_jax import process
+from cifar_jax.commands.values import parse_value
 from cifar_jax.errors import InputError, nearest
 
 
@@ -34,6 +34,9 @@ COMMANDS = {
     "train": Command("train", "train a recipe, or resume a run", takes_fields=True),
     "evaluate": Command("evaluate", "evaluate a trained run"),
     "list": Command("list", "list models, recipes, runs and more"),
+    "ablate": Command("ablate", "train a recipe and changed ones with many seeds, and compare", takes_fields=True),
+    "sweep": Command("sweep", "train all combinations of values with many seeds, and compare", takes_fields=True),
+    "compare": Command("compare", "compare finished runs and studies, with statistics"),
     "describe": Command("describe", "describe a recipe or a model without training it", takes_fields=True),
 }
 FIELD_FORM = "--config.FIELD=VALUE"
@@ -59,9 +62,9 @@ def start() -> NoReturn:
 
 def last_words() -> str:
     """What is printed when a signal ends the process. Runs in a thread that must not import anything."""
-    train = sys.modules.get("cifar_jax.commands.train")
-    words = getattr(train, "last_words", None)  # absent while the module is being imported
-    return words() if words else "stopped"
+    loaded = [sys.modules.get(f"cifar_jax.commands.{name}") for name in ("train", "studies")]
+    words = [getattr(module, "last_words", None) for module in loaded]  # absent while a module is being imported
+    return next((said for say in words if say and (said := say())), "stopped")
 
 
 def main(arguments: list[str]) -> int:
@@ -100,7 +103,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     load(command).add_arguments(parser)
     arguments, fields = split_fields(arguments)
     if fields and not COMMANDS[command].takes_fields:
-        takers = " and ".join(f"'{name}'" for name, row in COMMANDS.items() if row.takes_fields)
+        takers = ", ".join(f"'{name}'" for name, row in COMMANDS.items() if row.takes_fields)
         usage_error(f"{fields[0]} sets a recipe field, which only {takers} take")
     return parser.parse_args(arguments[bool(name) :], argparse.Namespace(command=command, changes=parse_fields(fields)))
 
@@ -143,10 +146,7 @@ def parse_field(text: str) -> tuple[str, object]:
     if not match:
         usage_error(f"'{text}' is not of the form {FIELD_FORM}")
     field, value = match.groups()
-    try:
-        return field, ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
-    except (ValueError, SyntaxError):
-        return field, value
+    return field, parse_value(value)
 
 
 def usage_error(message: str) -> NoReturn:

@@ -73,7 +73,7 @@ def override(recipe: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) 
         elif parents[:1] not in [[name] for name in BUILT]:
             raise _unknown_field(changed, path)
         with section.ignore_type():
-            section[field] = _tuples(value)
+            section[field] = tuples(value)
     return changed
 
 
@@ -188,7 +188,7 @@ def resolve(recipe: ConfigDict | FrozenConfigDict, facts: Mapping[str, Any]) -> 
         section, _, field = path.rpartition(".")
         place = resolved[section] if section else resolved
         with place.ignore_type():
-            place[field] = ConfigDict(value) if isinstance(value, SECTION) else _tuples(value)
+            place[field] = ConfigDict(value) if isinstance(value, SECTION) else tuples(value)
     return freeze(resolved)
 
 
@@ -236,12 +236,12 @@ def from_json(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def _in_section(section: dict[str, Any]) -> dict[str, Any]:
-    return {key: _tuples(value) for key, value in section.items()}
+    return {key: tuples(value) for key, value in section.items()}
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """Lists as tuples, within each other too: what a frozen recipe holds."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+    return tuple(tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def differences(old: ConfigDict | FrozenConfigDict, new: ConfigDict | FrozenConfigDict) -> list[str]:

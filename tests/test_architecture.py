@@ -24,10 +24,15 @@ PACKAGES: dict[str, list[str]] = {
     "data": ["source", "download", "cifar", "digits", "store", "check", "arrays"],
     "runs": [
         "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
-        "describe", "history", "stopping", "classifier", "workdir", "evaluate", "teacher", "pretrained", "loop", "fit",
+        "describe", "history", "stopping", "classifier", "workdir", "light", "evaluate", "teacher", "pretrained",
+        "loop", "fit",
     ],
-    "studies": ["statistics", "records", "tables", "compare"],
-    "commands": ["*"],
+    "studies": [
+        "statistics", "study_file", "records", "tables", "compare", "definition", "execution", "plan", "progress",
+        "study", "sweep",
+    ],
+    "reports": ["plots"],
+    "commands": ["values", "studies", "*"],
     "cli": [],
     "__main__": [],
 }  # fmt: skip
@@ -101,6 +106,13 @@ def test_pure_packages_import_no_io(path):
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_reads_in_one_sitting(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_function_fits_a_screen(path):
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    lines = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lines.items() if length > 50} == {}
 
 
 def test_no_utils():

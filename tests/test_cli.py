@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_help_and_version_import_no_jax(arguments):
     """Each command's module is imported only where it is called, and what it computes with only where it runs."""
     code = f"import sys; sys.argv = ['cifar-jax', *{arguments}]; from cifar_jax import cli\n"
     code += "try: cli.start()\nexcept SystemExit as stop: assert not stop.code\nassert 'jax' not in sys.modules\n"
-    code += "commands = [name for name in sys.modules if name.startswith('cifar_jax.commands.')]\n"
+    code += "commands = [name for name in cli.COMMANDS if f'cifar_jax.commands.{name}' in sys.modules]\n"
     code += f"assert len(commands) == {len(arguments) - 1}, commands"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -272,3 +273,100 @@ def test_every_command_in_the_readme_is_one():
     for line in found:
         arguments = shlex.split(line, comments=True)
         assert cli.parse(arguments).command == arguments[0]
+
+
+# --- studies ---
+
+STUDY = ["--config=configs/quickstart.py", "--config.epochs=1", "--config.model.width=4", "--seeds=2", "--light"]
+
+
+def test_an_ablation_from_the_command_line(tmp_path, capsys):
+    """Dry run, study, final, and its comparison in every form, with plots."""
+    folder = tmp_path / "study"
+    arguments = ["ablate", *STUDY, "--change=augment.crop=0,data.std=(0.4,)", f"--folder={folder}"]
+    assert cli.main([*arguments, "--dry_run"]) == 0
+    assert "4 runs, 2 programs to compile" in capsys.readouterr().out
+    assert not folder.exists()
+    assert cli.main(arguments) == 0
+    told = capsys.readouterr()
+    assert "crop=0, std=[0.4]" in told.out
+    assert [line.split(",")[0] for line in told.err.splitlines() if line.startswith("run ")] == [
+        f"run {number}/4" for number in range(1, 5)
+    ]
+    assert not list(folder.glob("**/evaluation.json"))
+    assert cli.main([*arguments, "--final=base"]) == 0
+    assert "test_accuracy in percent" in (output := capsys.readouterr().out)
+    assert "the test split was evaluated once" in " ".join(output.split())
+    assert len(list(folder.glob("**/evaluation.json"))) == 2
+    for form, sign in (("csv", "arm,is_base"), ("json", '"rows"'), ("markdown", "| arm |"), ("latex", r"\toprule")):
+        assert cli.main(["compare", str(folder), f"--format={form}", "--detect=0.5"]) == 0
+        assert sign in capsys.readouterr().out
+    assert cli.main(["compare", str(folder), f"--plots={tmp_path / 'plots'}"]) == 0
+    assert {path.name for path in (tmp_path / "plots").iterdir()} >= {
+        "arms.png",
+        "arms.svg",
+        "curves.png",
+        "curves.svg",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["ablate", *STUDY], "an ablation needs at least one change"),
+        (["ablate", *STUDY, "--change=augment.crop"], "--change='augment.crop' is not of the form FIELD=VALUE"),
+        (["ablate", *STUDY, "--change=augment.crop=1,augment.crop=2"], "sets 'augment.crop' twice"),
+        (["ablate", *STUDY, "--change=augment.crpo=1"], "did you mean 'augment.crop'"),
+        (["ablate", *STUDY, "--change=augment.crop=2"], "changes nothing in this recipe"),
+        (["ablate", *STUDY, "--change=augment.crop=0", "--final"], "is not finished, 4 of 4 runs are missing"),
+        (["ablate", *STUDY, "--change=augment.crop=0", "--max_runs=3"], "are 4 runs, and max_runs is 3"),
+        (
+            ["ablate", "--config.data.validation=0", "--change=augment.crop=0"],
+            "for example --config.data.validation=5000",
+        ),
+        (["sweep", *STUDY], "the grid is empty"),
+        (["sweep", *STUDY, "--grid=augment.crop"], "--grid='augment.crop' is not of the form FIELD=VALUE,VALUE"),
+        (["sweep", *STUDY, "--grid=augment.crop="], "the grid has no values for 'augment.crop'"),
+        (["sweep", *STUDY, "--grid=augment.crop=0", "--grid=augment.crop=1"], "--grid names 'augment.crop' twice"),
+        (["sweep", *STUDY, "--grid=augment.crop=a,b"], "recipe field 'augment.crop' is 'a', a str; it takes an int"),
+        (["compare", "nowhere"], "'nowhere' holds no run"),
+    ],
+)
+def test_what_cannot_be_studied_is_told_in_one_sentence(arguments, answer, tmp_path, capsys, monkeypatch):
+    folder = [] if arguments[0] == "compare" else [f"--folder={tmp_path / 'study'}"]
+    assert cli.main([*arguments, *folder]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert answer in told[-1]
+    assert told[-1].startswith("error: ")
+    assert not (tmp_path / "study" / "study.json").exists()
+
+
+def test_commas_in_brackets_and_quotes_do_not_split():
+    from cifar_jax.commands.ablate import parse_change
+    from cifar_jax.commands.sweep import parse_grid
+
+    assert parse_change("model.widths=(16,32),augment.flip=0") == {"model.widths": (16, 32), "augment.flip": 0}
+    assert parse_grid(["model.widths=(16,32),(8,)"]) == {"model.widths": [(16, 32), (8,)]}
+    assert parse_grid(["model.name='a,b',c", "seed=1, 2"]) == {"model.name": ["a,b", "c"], "seed": [1, 2]}
+    assert parse_grid(["augment.flip=true,None"]) == {"augment.flip": [True, None]}
+
+
+def test_a_signal_leaves_a_study_that_continues(tmp_path):
+    """Stopped after its first run; the same command trains only the others."""
+    folder = tmp_path / "study"
+    command = [sys.executable, "launch.py", "ablate", *STUDY, "--change=augment.crop=0", f"--folder={folder}"]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options) as started:
+        assert started.stderr is not None
+        for line in started.stderr:
+            if line.startswith("run 1/4"):
+                break
+        started.send_signal(signal.SIGTERM)
+        _, told = started.communicate(timeout=60)
+    assert started.returncode == 128 + signal.SIGTERM
+    assert re.search(r"stopped; \d of 4 runs are done, and the same command continues", told)
+    done = json.loads((folder / "study.json").read_text())["runs"]
+    again = subprocess.run(command, **options)
+    assert again.returncode == 0, again.stderr
+    begun = [line for line in again.stderr.splitlines() if line.startswith("run ")]
+    assert len(begun) == 4 - len(done)

@@ -65,7 +65,7 @@ def next_commands(workdir: Path, data: str) -> list[str]:
 def last_words() -> str:
     """What a signal leaves of the run, in one sentence, from the files of its workdir. Imports nothing."""
     if _workdir is None:
-        return "stopped"
+        return ""
     if read_record(_workdir).get("complete"):
         return f"stopped; the run in {_workdir} is complete"
     steps = [int(path.stem) for path in _workdir.glob("manifests/*.json") if path.stem.isdecimal()]

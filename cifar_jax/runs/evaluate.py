@@ -13,7 +13,7 @@ from cifar_jax.runs import programs
 from cifar_jax.runs.devices import Placement
 from cifar_jax.runs.log import wait
 from cifar_jax.runs.workdir import Run
-from cifar_jax.training.metrics import Evaluation, summarise
+from cifar_jax.training.metrics import Evaluation, SplitPredictions, summarise
 from cifar_jax.training.objectives import objective_of
 from cifar_jax.training.state import evaluated_weights
 
@@ -34,16 +34,33 @@ def evaluate(
     `data` is as for `fit`; without it the run's data set is loaded by name. Raises InputError where the split does not
     exist, or is not the one that the run has seen.
     """
+    return evaluate_and_predict(run, split, views=views, data_dir=data_dir, data=data, progress=progress)[0]
+
+
+def evaluate_and_predict(
+    run: Run,
+    split: str,
+    *,
+    views: str | None = None,
+    data_dir: str | Path | None = None,
+    data: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    placement: Placement | None = None,
+) -> tuple[Evaluation, SplitPredictions]:
+    """`evaluate`, and what the model says about each image, in the order of the split."""
     if split not in SPLITS:
         raise InputError(f"split '{split}' is unknown; it is one of {', '.join(SPLITS)}")
     check_predicts(run.recipe, split)
     images, labels = _select(run, split, data, data_dir, progress)
-    placement = Placement()
+    placement = placement or Placement()
     weights = placement.put(evaluated_weights(run.state))
     placed = placement.put((images, labels))
-    sums = programs.evaluation_sums(run.recipe, weights, placed, views or run.recipe.evaluation.views, placement.batch)
-    wait(sums)
-    return summarise(jax.device_get(sums), run.classes, split, len(images))
+    seen = programs.evaluate(run.recipe, weights, placed, views or run.recipe.evaluation.views, placement.batch)
+    wait(seen)
+    sums, probabilities = jax.device_get(seen)
+    return summarise(sums, run.classes, split, len(images)), SplitPredictions(
+        labels, np.asarray(probabilities, np.float32)
+    )
 
 
 def check_predicts(recipe: Any, split: str) -> None:

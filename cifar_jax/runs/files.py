@@ -1,10 +1,14 @@
-"""JSON files that are whole or absent, and digests of files and values."""
+"""Files that are whole or absent, and digests of files and values."""
 
 import hashlib
+import io
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cifar_jax.errors import InputError
 
@@ -14,16 +18,31 @@ def write_json(path: Path, value: Any) -> None:
 
     Raises InputError, naming the file, where it cannot be written or `value` holds NaN or is not JSON.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} could not be written: {error}.") from error
+    write_bytes(path, f"{text}\n".encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An .npz file, compressed, as `write_json` writes."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, allow_pickle=False, **arrays)
+    write_bytes(path, stream.getvalue())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_json` writes."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
         if temporary.exists():
             temporary.unlink()
         raise InputError(f"{path} could not be written: {error}.") from error

@@ -18,13 +18,13 @@ from cifar_jax.recipe import differences, resolve
 from cifar_jax.runs import pretrained, programs
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.devices import Placement, compute_dtype
-from cifar_jax.runs.evaluate import check_predicts, evaluate
+from cifar_jax.runs.evaluate import check_predicts, evaluate_and_predict
 from cifar_jax.runs.events import Callback
 from cifar_jax.runs.fingerprint import data_digest, fingerprint
 from cifar_jax.runs.functions import with_functions
 from cifar_jax.runs.history import PartialEpoch
 from cifar_jax.runs.log import MetricsFile, Progress
-from cifar_jax.runs.loop import Job, Loop
+from cifar_jax.runs.loop import Executor, Job, Loop
 from cifar_jax.runs.recipes import read_recipe
 from cifar_jax.runs.teacher import load_teacher
 from cifar_jax.runs.workdir import (
@@ -56,6 +56,7 @@ class Request:
     data_dir: str | Path | None
     context: Any
     evaluate: str | None
+    executor: Executor
     resume: bool
     progress: bool
 
@@ -76,6 +77,7 @@ def fit(
     evaluate: str | None = "test",
     callbacks: Sequence[Callback] = (),
     stoppable: bool = False,
+    executor: Executor | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -93,28 +95,36 @@ def fit(
     evaluate: the split that is evaluated at the end, "test" or "validation", or None.
     callbacks: each is called with an `Event` after each chunk of steps, and may return True to stop the run; with
         `stoppable` the next chunk waits for the answer. A stopped run is complete; `resume=True` continues it.
+    executor: where and how chunks are computed; by default on all local devices, one after another.
 
     Raises InputError on a mistake in any of these, or where the loss is not finite.
     """
-    programs.check_processes()
     given = {"model": model, "optimizer": optimizer, "schedule": schedule, "loss": loss, "augment": augment}
     functions = {name: value for name, value in {**given, "objective": objective}.items() if value is not None}
-    if evaluate not in (*EVALUATIONS, None):
-        raise InputError(f"evaluate is {evaluate!r}; it is one of 'test', 'validation', None")
-    request = Request(
-        recipe=with_functions(recipe, functions),
-        functions=functions,
-        fingerprints={name: fingerprint(value) for name, value in functions.items()},
-        workdir=Path(workdir) if workdir is not None else None,
-        data=arrays.splits(data) if data is not None else None,
-        data_dir=data_dir,
-        context=context,
-        evaluate=evaluate,
-        resume=resume,
-        progress=progress,
-    )
+    checked = arrays.splits(data) if data is not None else None
+    options = {"executor": executor or Executor(), "resume": resume, "progress": progress}
+    request = _request(recipe, workdir, functions, checked, data_dir, context, evaluate, **options)
     run = complete_run(request)
     return run if run and _is_evaluated(request, run) else _train_and_evaluate(request, run, callbacks, stoppable)
+
+
+def _request(
+    recipe: Any,
+    workdir: str | Path | None,
+    functions: dict[str, Any],
+    data: dict[str, arrays.Split] | None,
+    data_dir: str | Path | None,
+    context: Any,
+    evaluate: str | None,
+    **options: Any,
+) -> Request:
+    programs.check_processes()
+    if evaluate not in (*EVALUATIONS, None):
+        raise InputError(f"evaluate is {evaluate!r}; it is one of 'test', 'validation', None")
+    fingerprints = {name: fingerprint(value) for name, value in functions.items()}
+    path = Path(workdir) if workdir is not None else None
+    recipe = with_functions(recipe, functions)
+    return Request(recipe, functions, fingerprints, path, data, data_dir, context, evaluate, **options)
 
 
 def complete_run(request: Request) -> Run | None:
@@ -152,13 +162,22 @@ def _is_evaluated(request: Request, run: Run) -> bool:
     return run.evaluation is not None
 
 
-def _train_and_evaluate(request: Request, run: Run | None, callbacks: Sequence[Callback], stoppable: bool) -> Run:
-    """`run` is given where it is complete and only its evaluation is missing."""
+def check(recipe: Any, data: Mapping[str, Any], *, context: Any = None, evaluate: str | None, **functions: Any) -> Any:
+    """The resolved recipe of the run that `fit` would train; arguments as there. Nothing is written.
+
+    Raises InputError on whatever `fit` refuses before it starts.
+    """
+    given = {name: value for name, value in functions.items() if value is not None}
+    options = {"executor": Executor(), "resume": False, "progress": False}
+    return _checked(_request(recipe, None, given, arrays.splits(data), None, context, evaluate, **options))[0]
+
+
+def _checked(request: Request) -> tuple[Any, dict[str, arrays.Split], Any, Callable[[Any], Any]]:
+    """The resolved recipe, the data, the context on this machine, and what fills the first state."""
     data = request.data or _load(request)
-    training_set = data["train"]
-    context, facts = load_teacher(request.recipe, request.context, training_set.classes)
+    context, facts = load_teacher(request.recipe, request.context, data["train"].classes)
     recipe = _resolve(request, data, facts)
-    placement = Placement()
+    placement = request.executor.placement
     placement.check("batch_size", recipe.batch_size)
     if share := recipe.selection.share:
         placement.check("batch_size times selection.share", round(recipe.batch_size * share))
@@ -169,6 +188,13 @@ def _train_and_evaluate(request: Request, run: Run | None, callbacks: Sequence[C
     first_state = functools.partial(pretrained.first_state, recipe, request.functions)
     if not (request.workdir and list(request.workdir.glob("manifests/*.json"))):
         first_state(jax.eval_shape(lambda: training.init(recipe)))  # raises where init_from does not fit
+    return recipe, data, context, first_state
+
+
+def _train_and_evaluate(request: Request, run: Run | None, callbacks: Sequence[Callback], stoppable: bool) -> Run:
+    """`run` is given where it is complete and only its evaluation is missing."""
+    recipe, data, context, first_state = _checked(request)
+    training_set, placement = data["train"], request.executor.placement
     digests = {name: split.digest for name, split in data.items()}
     context_digest = data_digest(context) if context is not None else None
     identity = Identity(recipe, request.fingerprints, digests, context_digest)
@@ -182,12 +208,12 @@ def _train_and_evaluate(request: Request, run: Run | None, callbacks: Sequence[C
             run = _train(request, job, first_state, workdir, digests, callbacks, stoppable)
         facts = {"complete": True, "reason": run.reason, "step": int(run.state.step)}
         if request.evaluate:
-            run.evaluation = evaluate(run, request.evaluate, data=data)
+            run.evaluation, predictions = evaluate_and_predict(run, request.evaluate, data=data, placement=placement)
             if not np.isfinite(run.evaluation.loss):
                 split, loss = request.evaluate, run.evaluation.loss
                 raise InputError(f"the {split} loss is {loss}; lower optimizer.learning_rate and train anew")
             if workdir:
-                workdir.write(EVALUATIONS[request.evaluate], run.evaluation.to_json(), **facts)
+                workdir.write_evaluation(run.evaluation, predictions, **facts)
         elif workdir:
             workdir.update(**facts)
     return run
@@ -248,10 +274,17 @@ def _part_steps(request: Request, recipe: Any) -> int:
 def _place(recipe: Any, data: Mapping[str, arrays.Split], placement: Placement, context: Any) -> Job:
     """The arrays of a run on its devices."""
     training_set, own = data["train"], data.get("validation")
-    kept, held = arrays.hold_out(training_set.labels, recipe.data.validation, recipe.data.seed)
-    put = lambda split, chosen: placement.put((split.images[chosen], split.labels[chosen]))
-    validation_set = put(own, slice(None)) if own else put(training_set, held) if len(held) else None
-    train_set = put(training_set, kept if len(held) else slice(None))
+    held_out = (recipe.data.validation, recipe.data.seed)
+    kept, held = arrays.hold_out(training_set.labels, *held_out)
+
+    def put(split: arrays.Split, name: str, chosen: Any) -> programs.Arrays:
+        make = lambda: (split.images[chosen], split.labels[chosen])
+        return placement.put_once((split.digest, name, *held_out), make)
+
+    validation_set = None
+    if own or len(held):
+        validation_set = put(own or training_set, "validation", slice(None) if own else held)
+    train_set = put(training_set, "train", kept if len(held) else slice(None))
     return Job(recipe, training_set.classes, placement, train_set, validation_set, placement.put(context))
 
 
@@ -269,7 +302,7 @@ def _train(
     state = job.placement.put(programs.first_state(recipe, job.train_set[0]))
     with contextlib.ExitStack() as stack:
         stack.callback(bar.close)
-        loop = Loop(job, workdir, None, None, (*callbacks, bar), stoppable)
+        loop = Loop(job, request.executor.launch, workdir, None, None, (*callbacks, bar), stoppable)
         restored = None
         if workdir:
             identity = workdir.identity.digests()

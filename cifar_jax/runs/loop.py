@@ -49,22 +49,41 @@ class Chunk:
 def launch(job: Job, state: training.TrainState, start: int) -> Chunk:
     """Starts the chunk after step `start`; `state` is donated. Chunks end at multiples of chunk_epochs, and inside an
     epoch after part_steps, resumed or not."""
-    recipe, values, batch = programs.shared(job.recipe), programs.numbers(job.recipe), job.placement.batch
+    return launch_all([job], [state], start, "single")[0]
+
+
+def launch_all(jobs: Sequence[Job], states: Sequence[training.TrainState], start: int, how: str) -> list[Chunk]:
+    """`launch` for runs that share their programs, in one program; `how` is as for `programs.together`."""
+    job, values = jobs[0], [programs.numbers(job.recipe) for job in jobs]
+    recipe, batch = programs.shared(job.recipe), job.placement.batch
     epoch, inside = divmod(start, job.steps)
+
+    def call(program: Any, states: Sequence[Any], *shared: Any) -> list[Any]:
+        return [program(values[0], states[0], *shared)] if how == "single" else program(values, list(states), *shared)
+
     if job.recipe.part_steps < job.steps:
         count = min(job.recipe.part_steps, job.steps - inside)
-        phase = training.phase_of(job.recipe, epoch)
-        part = programs.part_program(recipe, phase, count, batch)
-        state, sums, finite = part(values, state, job.train_set, job.context)
-        of_validation: dict[str, Any] = {}
+        part = programs.part_program(recipe, training.phase_of(job.recipe, epoch), count, batch, how)
+        seen: list[tuple[Any, ...]] = [
+            (state, sums, {}, finite) for state, sums, finite in call(part, states, job.train_set, job.context)
+        ]
         if inside + count == job.steps:
-            end = programs.end_program(recipe, batch)
-            state, of_validation, finite = end(values, state, job.train_set, job.validation_set)
-        return Chunk(start, start + count, state, (sums, of_validation, finite))
+            end = programs.end_program(recipe, batch, how)
+            ends = call(end, [state for state, *_ in seen], job.train_set, job.validation_set)
+            seen = [(*end[:1], sums, *end[1:]) for (_, sums, *_), end in zip(seen, ends, strict=True)]
+        return [Chunk(start, start + count, state, tuple(results)) for state, *results in seen]
     last = min(job.recipe.epochs, (epoch // job.recipe.chunk_epochs + 1) * job.recipe.chunk_epochs)
-    program = programs.epochs_program(recipe, programs.phases(job.recipe, epoch, last), batch)
-    state, sums, finite = program(values, state, job.train_set, job.validation_set, job.context)
-    return Chunk(start, last * job.steps, state, (sums, {}, finite))
+    program = programs.epochs_program(recipe, programs.phases(job.recipe, epoch, last), batch, how)
+    results = call(program, states, job.train_set, job.validation_set, job.context)
+    return [Chunk(start, last * job.steps, state, (sums, {}, finite)) for state, sums, finite in results]
+
+
+@dataclass(frozen=True)
+class Executor:
+    """Where chunks are computed, and how. `launch(job, state, start)` may wait for other runs and compute theirs."""
+
+    placement: Placement = field(default_factory=Placement)
+    launch: Callable[[Job, training.TrainState, int], Chunk] = launch
 
 
 @dataclass
@@ -72,6 +91,7 @@ class Loop:
     """The state of the host: what was logged and saved, and whether to go on."""
 
     job: Job
+    launch: Callable[[Job, training.TrainState, int], Chunk]
     workdir: Workdir | None
     checkpoints: Checkpoints | None
     log: MetricsFile | None
@@ -91,7 +111,7 @@ class Loop:
         self._tell(self.history, step, state)
         if self.stopping and step != self.saved_step:
             self._save(step, programs.copy()(state), None)
-        running = None if self._is_over(step) else launch(self.job, state, step)
+        running = None if self._is_over(step) else self.launch(self.job, state, step)
         clock = time.perf_counter()
         while running:
             chunk = running
@@ -99,7 +119,7 @@ class Loop:
             save = self.checkpoints is not None and self._is_due(chunk)
             # Donation gives the state's buffers to the next chunk: what is kept is copied first.
             snapshot = programs.copy()(chunk.state) if save or waits else None
-            running = None if waits or chunk.end == total else launch(self.job, chunk.state, chunk.end)
+            running = None if waits or chunk.end == total else self.launch(self.job, chunk.state, chunk.end)
             wait(chunk.results, refresh)
             seconds, clock = time.perf_counter() - clock, time.perf_counter()
             lines = self._read(chunk, seconds)
@@ -112,7 +132,7 @@ class Loop:
                 self._save(chunk.end, snapshot, value)
             state = chunk.state
             if waits:
-                running = None if self._is_over(chunk.end) else launch(self.job, chunk.state, chunk.end)
+                running = None if self._is_over(chunk.end) else self.launch(self.job, chunk.state, chunk.end)
         if self.error:
             raise self.error
         return state if self.best is None else self.best

@@ -97,14 +97,12 @@ def _of_run(recipe: Any, functions: Mapping[str, Any], fresh: Any) -> Any:
 
 def _of_file(path: Path, recipe: Any, fresh: Any) -> Any:
     """The weights of the file, every tensor accounted for; a head that does not serve the classes stays as drawn."""
-    model, classes = training.model(recipe), recipe.data.num_classes
-    name = recipe.model.name if isinstance(recipe.model.name, str) else type(model).__name__
+    model, classes, name = training.model(recipe), recipe.data.num_classes, _model_name(recipe)
     if type(model) not in LAYOUTS:
         _refuse(path, f"is of no use to model '{name}'; weights of files are known for ResNet and VGG")
     tensors = _read(path)
     modules, head = LAYOUTS[type(model)](model, tensors)
     misfit = lambda what: _refuse(path, f"does not fit model '{name}': {what}")
-
     heads = {f"{module}.{field}" for module in head for field in ("weight", "bias")} & tensors.keys()
     last = tensors.get(f"{head[-1]}.weight")
     if heads and (last is None or last.ndim != 2):
@@ -144,10 +142,14 @@ def _of_file(path: Path, recipe: Any, fresh: Any) -> Any:
         misfit(f"it has '{theirs}' {list(tensors[theirs].shape)}, for which the model has no place")
     if anew and not isinstance(jax.tree.leaves(fresh)[0], jax.ShapeDtypeStruct):  # told once, not in fit's trial too
         why = f"the file's is of {told} classes, the data's of {classes}" if heads else "the file has none"
-        if heads and HEAD not in modules:
-            why += "; model.classifier=hidden keeps its hidden layers"
-        warnings.warn(f"init_from '{path}': the head starts afresh, {why}", stacklevel=2)
+        hint = "; model.classifier=hidden keeps its hidden layers" if heads and HEAD not in modules else ""
+        warnings.warn(f"init_from '{path}': the head starts afresh, {why}{hint}", stacklevel=2)
     return chosen
+
+
+def _model_name(recipe: Any) -> str:
+    """The name of the recipe's model, or the class of the caller's module."""
+    return recipe.model.name if isinstance(recipe.model.name, str) else type(training.model(recipe)).__name__
 
 
 def _file_shape(shape: tuple[int, ...], window: tuple[int, ...], module: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -106,11 +107,29 @@ def first(recipe: Any, values: Mapping[str, Any], images: Any) -> training.Train
     return prepare(recipe, init(recipe), images)
 
 
+def together(function: Callable[..., Any], how: str) -> Callable[..., Any]:
+    """function(values, state, *shared), for one run ("single"), or for a list of values and one of states, with a list
+    of results: one run after another within the program ("unrolled"), or all of them in each operation ("mapped")."""
+    if how == "single":
+        return function
+
+    def unrolled(values: list[Any], states: list[Any], *shared: Any) -> list[Any]:
+        return [function(value, state, *shared) for value, state in zip(values, states, strict=True)]
+
+    def mapped(values: list[Any], states: list[Any], *shared: Any) -> list[Any]:
+        stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+        axes = (0, 0, *(None for _ in shared))
+        results = jax.vmap(function, in_axes=axes)(stack(values), stack(states), *shared)
+        return [jax.tree.map(operator.itemgetter(number), results) for number in range(len(values))]
+
+    return {"unrolled": unrolled, "mapped": mapped}[how]
+
+
 @functools.lru_cache(PROGRAMS)
-def epochs_program(recipe: FrozenConfigDict, chosen: Phases, batch: NamedSharding | None) -> Any:
+def epochs_program(recipe: FrozenConfigDict, chosen: Phases, batch: NamedSharding | None, how: str = "single") -> Any:
     """(values, state, train_set, validation_set, context) -> (state, sums [epochs, steps], finite), for the `shared`
-    recipe; the state is donated."""
-    return jit(functools.partial(epochs, recipe, chosen, batch), donate_argnums=1)
+    recipe; the state is donated. `how` is as for `together`, here and below."""
+    return jit(together(functools.partial(epochs, recipe, chosen, batch), how), donate_argnums=1)
 
 
 def epochs(
@@ -141,7 +160,9 @@ def epochs(
 
 
 @functools.lru_cache(PROGRAMS)
-def part_program(recipe: FrozenConfigDict, phase: training.Phase, steps: int, batch: NamedSharding | None) -> Any:
+def part_program(
+    recipe: FrozenConfigDict, phase: training.Phase, steps: int, batch: NamedSharding | None, how: str = "single"
+) -> Any:
     """(values, state, train_set, context) -> (state, sums [steps], finite): so many steps of an epoch, from where the
     state stands; the state is donated."""
 
@@ -153,11 +174,11 @@ def part_program(recipe: FrozenConfigDict, phase: training.Phase, steps: int, ba
         state, sums = train_steps(chosen, state, *train_set, batches, **options)
         return state, sums, _finite(chosen, state, train_set)
 
-    return jit(part, donate_argnums=1)
+    return jit(together(part, how), donate_argnums=1)
 
 
 @functools.lru_cache(PROGRAMS)
-def end_program(recipe: FrozenConfigDict, batch: NamedSharding | None) -> Any:
+def end_program(recipe: FrozenConfigDict, batch: NamedSharding | None, how: str = "single") -> Any:
     """(values, state, train_set, validation_set) -> (state, validation sums, finite): what follows the last part of an
     epoch; the state is donated."""
 
@@ -171,7 +192,7 @@ def end_program(recipe: FrozenConfigDict, batch: NamedSharding | None) -> Any:
         sums = _validation_sums(chosen, state, validation_set, constrain, devices)
         return state, sums, _finite(chosen, state, train_set if validation_set is None else validation_set)
 
-    return jit(end, donate_argnums=1)
+    return jit(together(end, how), donate_argnums=1)
 
 
 def _validation_sums(
@@ -189,8 +210,8 @@ def _finite(recipe: Any, state: training.TrainState, data: Arrays) -> jax.Array:
     return jnp.isfinite(evaluation.logits(recipe, evaluated_weights(state), data[0][: recipe.batch_size])).all()
 
 
-def evaluation_sums(recipe: Any, weights: Any, data: Arrays, views: str, batch: NamedSharding | None) -> Any:
-    """evaluation.sums of a split."""
+def evaluate(recipe: Any, weights: Any, data: Arrays, views: str, batch: NamedSharding | None) -> Any:
+    """evaluation.sums_and_probabilities of a split."""
     return _evaluation_program(shared(recipe), views, batch)(numbers(recipe), weights, *data)
 
 
@@ -198,11 +219,11 @@ def evaluation_sums(recipe: Any, weights: Any, data: Arrays, views: str, batch: 
 def _evaluation_program(recipe: FrozenConfigDict, views: str, batch: NamedSharding | None) -> Any:
     constrain, devices = constraint(batch)
 
-    def sums(values: Any, weights: Any, images: jax.Array, labels: jax.Array) -> Any:
-        chosen = override(recipe, values)
-        return evaluation.sums(chosen, weights, images, labels, views, constrain=constrain, devices=devices)
+    def seen(values: Any, weights: Any, images: jax.Array, labels: jax.Array) -> Any:
+        options: dict[str, Any] = {"constrain": constrain, "devices": devices}
+        return evaluation.sums_and_probabilities(override(recipe, values), weights, images, labels, views, **options)
 
-    return jit(sums)
+    return jit(seen)
 
 
 @functools.lru_cache(PROGRAMS)

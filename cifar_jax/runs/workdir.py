@@ -7,6 +7,7 @@ environment.json   versions, devices, classes
 metrics.jsonl      a line an epoch: see `log`
 checkpoints/       with manifests/ and quarantine/: see `checkpoint`
 evaluation.json    the test split; evaluation_validation.json: the validation split
+predictions.npz    labels and probabilities of the test split; predictions_validation.npz: of the validation split
 """
 
 import contextlib
@@ -29,19 +30,20 @@ from cifar_jax.errors import InputError
 from cifar_jax.recipe import differences, flatten, freeze, to_json
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.classifier import Classifier
-from cifar_jax.runs.files import digest_of_file, digest_of_json, read_json, write_json
+from cifar_jax.runs.files import digest_of_file, digest_of_json, read_json, write_arrays, write_json
 from cifar_jax.runs.fingerprint import differences as function_differences
 from cifar_jax.runs.fingerprint import fingerprint
 from cifar_jax.runs.functions import with_functions
 from cifar_jax.runs.log import read_metrics
 from cifar_jax.runs.recipes import read_recipe
-from cifar_jax.training.metrics import Evaluation
+from cifar_jax.training.metrics import Evaluation, SplitPredictions
 
 FORMAT = 1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections", "numpy")
 # Fields that cannot change results: they may differ between a run and the call that resumes it.
 FREE_FIELDS = ("checkpoint.every_epochs", "checkpoint.every_minutes", "evaluation.batch_size", "part_steps")
 EVALUATIONS = {"test": "evaluation.json", "validation": "evaluation_validation.json"}
+PREDICTIONS = {"test": "predictions.npz", "validation": "predictions_validation.npz"}
 
 
 @dataclasses.dataclass(repr=False)
@@ -159,6 +161,13 @@ class Workdir:
         self.record["files"][name] = digest_of_file(self.path / name)
         self.update(**facts)
 
+    def write_evaluation(self, evaluation: Evaluation, predictions: SplitPredictions, **facts: Any) -> None:
+        """Writes both files of a split; `facts` are true once both are there."""
+        name = PREDICTIONS[evaluation.split]
+        write_arrays(self.path / name, vars(predictions))
+        self.record["files"][name] = digest_of_file(self.path / name)
+        self.write(EVALUATIONS[evaluation.split], evaluation.to_json(), **facts)
+
     def update(self, **facts: Any) -> None:
         self.record |= facts
         write_json(self.path / "run.json", self.record | {"digest": digest_of_json(self.record)})
@@ -231,6 +240,8 @@ def load_run(workdir: str | Path, which: str | None = None, **functions: Any) ->
     workdir = Path(workdir)
     record, recipe = _stored(workdir, functions)
     like = jax.eval_shape(lambda: training.init(recipe))
+    if record.get("light"):
+        like = light(like)
     state = _restore(workdir, recipe, record, like, which)
     return Run(
         recipe=recipe,
@@ -244,12 +255,17 @@ def load_run(workdir: str | Path, which: str | None = None, **functions: Any) ->
     )
 
 
+def light(state: Any) -> Any:
+    """The state without what only training needs."""
+    return state.replace(opt_state=None, proxy=None)
+
+
 def load_classifier(workdir: str | Path, which: str | None = None, **functions: Any) -> Classifier:
     """The trained model in `workdir`, without the optimiser's state; arguments as for `load_run`."""
     workdir = Path(workdir)
     record, recipe = _stored(workdir, functions)
     like = jax.eval_shape(lambda: training.init(recipe))
-    like = like.replace(step=None, opt_state=None, proxy=None)
+    like = light(like).replace(step=None)
     like = like.replace(params=None, batch_stats=None) if like.average else like.replace(average=None)
     state = _restore(workdir, recipe, record, like, which)
     return Classifier(recipe, training.evaluated_weights(state), read_classes(workdir, record))
@@ -304,6 +320,18 @@ def read_evaluation(workdir: Path, split: str) -> Evaluation | None:
         warnings.warn(f"{workdir / name} {damage}; train again to write it anew", stacklevel=2)
         return None
     return Evaluation.from_json(read_json(workdir / name))
+
+
+def read_predictions(workdir: Path, split: str) -> SplitPredictions | None:
+    """The stored predictions of a split; None where there are none, or, with a warning, where the file is damaged."""
+    name, record = PREDICTIONS[split], read_record(workdir)
+    if record is None or name not in record["files"]:
+        return None
+    if damage := damage_of(workdir, record, name):
+        warnings.warn(f"{workdir / name} {damage}; train again to write it anew", stacklevel=2)
+        return None
+    with np.load(workdir / name, allow_pickle=False) as arrays:
+        return SplitPredictions(arrays["labels"], arrays["probabilities"])
 
 
 @contextlib.contextmanager

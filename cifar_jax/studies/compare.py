@@ -39,8 +39,11 @@ from cifar_jax.studies.records import (
     load_records,
     split_of,
 )
+from cifar_jax.studies.study_file import notes, read_study, run_folders
 from cifar_jax.studies.tables import MISSING, Form, Table, form_of, latex_text, p_value
+from cifar_jax.training.metrics import SplitPredictions
 
+Runs = str | Path | Sequence[str | Path | RunRecord]
 SIGNIFICANT, TOO_FEW, NOT_SHOWN = "significant", "too few seeds", "not shown"
 
 
@@ -51,7 +54,8 @@ class Row:
     fields: the fields that differ from the base, of the base those that differ in any arm; values: the metric of each
     run by its seeds. `p_holm` is the corrected p of `paired`, or of `welch` where no seeds are common. `pairs_needed`
     is the number of pairs that would detect `detect`. `spread` needs the predictions of all runs of the arm, `mcnemar`
-    (arm first) those of both runs where the arm and the base have one run each. The tests of the base are None.
+    (arm first) those of both runs where the arm and the base have one run each. `ensemble` is the accuracy of the mean
+    of the runs' probabilities. The tests of the base are None.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Row:
     values: dict[str, float]
     summary: statistics.Summary
     spread: statistics.EvaluationSpread | None = None
+    ensemble: float | None = None
     paired: statistics.PairedTest | None = None
     welch: statistics.WelchTest | None = None
     p_holm: float | None = None
@@ -90,6 +95,7 @@ class Row:
                     columns[f"{prefix}{field.name}_low"], columns[f"{prefix}{field.name}_high"] = value or (None, None)
                 else:
                     columns[prefix + field.name] = value
+        columns["ensemble"] = self.ensemble
         return columns | {"p_holm": self.p_holm, "pairs_needed": self.pairs_needed, "conclusion": self.conclusion}
 
 
@@ -105,6 +111,7 @@ class Comparison:
     base: str
     detect: float | None
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()  # of the studies: how often the test split was used, which runs failed
 
     def to_pandas(self) -> Any:
         """A pandas.DataFrame with a row for each arm. Raises InputError where pandas is not installed."""
@@ -162,19 +169,24 @@ class Comparison:
                 ("arm", "runs", "images", "observed", "expected of the images", "true, estimated"),
                 tuple(_spread_cells(row.name, row.spread, form) for row in self.rows if row.spread),
             ),
+            Table(
+                f"ensembles of the runs, {self.metric} in percent",
+                ("arm", "runs", "mean of the runs", "ensemble"),
+                tuple(_ensemble_cells(row, form) for row in self.rows if row.ensemble is not None),
+            ),
         ]
         return [table for table in tables if table.rows]
 
     def sentences(self) -> list[str]:
-        """A conclusion for each arm, and McNemar's test where it and the base have one run each."""
+        """A conclusion for each arm, McNemar's test where it and the base have one run each, and the notes."""
         others, form = self.rows[1:], form_of(self.metric)
         single = [row for row in others if row.summary.count == 1 == self.rows[0].summary.count]
         found = [f"{row.name}: {_sentence(row, self.detect, form)}." for row in others]
-        return found + [f"{row.name}: {_mcnemar_sentence(row)}." for row in single]
+        return [*found, *(f"{row.name}: {_mcnemar_sentence(row)}." for row in single), *self.notes]
 
 
 def compare(
-    runs: str | Path | Sequence[str | Path | RunRecord],
+    runs: Runs,
     base: str | None = None,
     metric: str = "validation_accuracy",
     detect: float | None = None,
@@ -185,6 +197,8 @@ def compare(
     a name of RunRecord.metrics. detect: the smallest difference of interest, in points (0.5) for accuracies and other
     fractions, otherwise in the units of the metric.
 
+    With a study as the only path, its base is the base.
+
     Raises InputError on runs that cannot be compared: unfinished, given twice, without the metric, of other data or
     other evaluation images; and on a base that matches no arm or more than one.
     """
@@ -192,7 +206,9 @@ def compare(
     if detect is not None and not (math.isfinite(detect) and detect > 0):
         raise InputError(f"detect is {detect!r}; it must be a positive number{form.unit and f', in {form.unit}'}")
     smallest = None if detect is None else detect / form.factor
-    records = _records(runs)
+    records, left_out = _records(runs, metric)
+    if base is None:
+        base = _study_base(runs, records)
     check_records(records, metric)
     arms = group_runs(records)
     chosen = find_base(arms, base)
@@ -202,17 +218,48 @@ def compare(
     rows = [dataclasses.replace(row, p_holm=p) for row, p in zip(rows, corrected, strict=True)]
     rows = [dataclasses.replace(row, conclusion=_conclude(row, smallest)) for row in rows]
     first = _row(chosen, chosen, arms, metric)
-    return Comparison(metric, first.name, smallest, (first, *rows))
+    return Comparison(metric, first.name, smallest, (first, *rows), (*_notes(runs), *left_out))
 
 
-def _records(runs: str | Path | Sequence[str | Path | RunRecord]) -> list[RunRecord]:
+def _paths(runs: Runs) -> list[Path]:
     given: list[Any] = [runs] if isinstance(runs, str | Path) else list(runs)
-    return [record for run in given for record in ([run] if isinstance(run, RunRecord) else load_records([run]))]
+    return [Path(run) for run in given if not isinstance(run, RunRecord)]
+
+
+def _notes(runs: Runs) -> tuple[str, ...]:
+    """Those of the studies among the paths."""
+    return tuple(note for path in _paths(runs) if (study := read_study(path)) for note in notes(path, study))
+
+
+def _study_base(runs: Runs, records: Sequence[RunRecord]) -> str | None:
+    """A run of the base arm of the study, where that is the only path and one of its runs is compared."""
+    paths = _paths(runs)
+    study = read_study(paths[0]) if len(paths) == 1 else None
+    own = run_folders(paths[0], study) if study else []
+    own = [path for path in own if study and path.parent == paths[0] / str(study["base"])]
+    compared = {record.folder for record in records}
+    return next((str(path.resolve()) for path in own if str(path.resolve()) in compared), None)
+
+
+def _records(runs: Runs, metric: str) -> tuple[list[RunRecord], list[str]]:
+    """The runs, and a note for each study of which some lack the metric: those are left out."""
+    given: list[Any] = [runs] if isinstance(runs, str | Path) else list(runs)
+    records: list[RunRecord] = []
+    left_out = []
+    for run in given:
+        found = [run] if isinstance(run, RunRecord) else load_records([run])
+        measured = [record for record in found if record.metrics.get(metric) is not None]
+        if measured and len(measured) < len(found) and not isinstance(run, RunRecord) and read_study(Path(run)):
+            left_out.append(f"{run}: {len(found) - len(measured)} runs have no {metric} and are left out.")
+            found = measured
+        records += found
+    return records, left_out
 
 
 def _row(arm: Arm, base: Arm, arms: Sequence[Arm], metric: str) -> Row:
     fields = arm.select(changed_fields(arms if arm is base else [arm, base]))
-    correct = _correct(arm, metric)
+    predictions = _predictions(arm, metric)
+    several = predictions if predictions and len(predictions) > 1 else None
     return Row(
         name=label(fields) or "all runs",
         is_base=arm is base,
@@ -220,7 +267,8 @@ def _row(arm: Arm, base: Arm, arms: Sequence[Arm], metric: str) -> Row:
         folders=tuple(run.folder for run in arm.runs),
         values=arm.values(metric),
         summary=statistics.summarise(list(arm.values(metric).values())),
-        spread=statistics.evaluation_spread(correct) if correct is not None and len(correct) > 1 else None,
+        spread=statistics.evaluation_spread(np.stack([run.correct for run in several])) if several else None,
+        ensemble=_ensemble(several) if several else None,
     )
 
 
@@ -236,28 +284,33 @@ def _tested(row: Row, arm: Arm, base: Arm, metric: str, smallest: float | None) 
         needed = statistics.pairs_needed(paired.standard_deviation, smallest)
     mcnemar = None
     if len(ours) == 1 == len(theirs):
-        first, second = _correct(arm, metric), _correct(base, metric)
-        if first is not None and second is not None:
-            mcnemar = statistics.mcnemar_test(first[0], second[0])
+        first, second = _predictions(arm, metric), _predictions(base, metric)
+        if first and second:
+            mcnemar = statistics.mcnemar_test(first[0].correct, second[0].correct)
     welch = statistics.welch_test(list(ours.values()), list(theirs.values()))
     return dataclasses.replace(row, paired=paired, welch=welch, pairs_needed=needed, mcnemar=mcnemar)
 
 
-def _correct(arm: Arm, metric: str) -> np.ndarray | None:
-    """bool [runs, images] where all runs of the arm keep their predictions and the metric is their accuracy.
+def _predictions(arm: Arm, metric: str) -> list[SplitPredictions] | None:
+    """Those of each run where all runs of the arm keep theirs and the metric is their accuracy.
 
-    Raises InputError where the runs have predictions of different numbers of images.
+    Raises InputError where the runs have predictions of different images.
     """
     split = split_of(metric)
-    if metric != f"{split}_accuracy" or not all(split in run.correct for run in arm.runs):
+    if metric != f"{split}_accuracy" or not all(split in run.predictions for run in arm.runs):
         return None
-    arrays = [np.asarray(run.correct[split]()) for run in arm.runs]
-    for run, array in zip(arm.runs, arrays, strict=True):
-        if array.shape != arrays[0].shape:
-            shapes = f"{list(array.shape)} and {list(arrays[0].shape)}"
+    loaded = [run.predictions[split]() for run in arm.runs]
+    for run, found in zip(arm.runs, loaded, strict=True):
+        if not np.array_equal(found.labels, loaded[0].labels):
             both = f"'{run.folder}' and '{arm.runs[0].folder}'"
-            raise InputError(f"runs {both} keep predictions of different shapes ({shapes}); evaluate them again")
-    return np.stack(arrays)
+            raise InputError(f"runs {both} keep predictions of different images; evaluate them again")
+    return loaded
+
+
+def _ensemble(predictions: Sequence[SplitPredictions]) -> float:
+    """The accuracy of the mean of the probabilities."""
+    mean = np.mean([run.probabilities for run in predictions], axis=0)
+    return float((mean.argmax(-1) == predictions[0].labels).mean())
 
 
 def _conclude(row: Row, smallest: float | None) -> str:
@@ -301,6 +354,10 @@ def _spread_cells(name: str, spread: statistics.EvaluationSpread, form: Form) ->
     variances = (spread.variance, spread.images_variance, spread.true_variance)
     squared = (f"{variance * form.factor**2:.4f}" for variance in variances)
     return (name, str(spread.runs), str(spread.images), *squared)
+
+
+def _ensemble_cells(row: Row, form: Form) -> tuple[str, ...]:
+    return (row.name, str(row.summary.count), form.value(row.summary.mean), form.value(row.ensemble))
 
 
 def _sentence(row: Row, smallest: float | None, form: Form) -> str:

@@ -1,5 +1,6 @@
 """Finished runs as plain records: reading them, refusing those that cannot be compared, and grouping them in arms."""
 
+import functools
 import json
 import math
 import re
@@ -8,16 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cifar_jax.errors import InputError, nearest
 from cifar_jax.recipe import flatten, to_json
 from cifar_jax.runs.log import read_metrics
 from cifar_jax.runs.recipes import read_recipe
 from cifar_jax.runs.stopping import best_epoch
-from cifar_jax.runs.workdir import EVALUATIONS, FREE_FIELDS, read_evaluation, read_record
+from cifar_jax.runs.workdir import (
+    EVALUATIONS,
+    FREE_FIELDS,
+    PREDICTIONS,
+    read_evaluation,
+    read_predictions,
+    read_record,
+)
+from cifar_jax.studies.study_file import read_study, run_folders
 from cifar_jax.training.keys import FOLLOW
-from cifar_jax.training.metrics import Evaluation
+from cifar_jax.training.metrics import Evaluation, SplitPredictions
 
 ABSENT = "absent"  # the value of a field that a recipe does not have
 
@@ -29,14 +36,14 @@ class RunRecord:
     metrics: "<split>_<name>" -> value, {"validation_accuracy": 0.81, "test_accuracy": None}; None was not measured.
     digests: "data" -> text that identifies the training data; a split -> text that identifies its images. Runs whose
     texts differ are not compared; what is absent is not checked.
-    correct: split -> a function that loads bool [N], which images of the split are classified correctly.
+    predictions: split -> a function that loads what the run says about each image of the split.
     """
 
     folder: str
     recipe: Mapping[str, Any]
     metrics: Mapping[str, float | None]
     digests: Mapping[str, str] = field(default_factory=dict)
-    correct: Mapping[str, Callable[[], np.ndarray]] = field(default_factory=dict)
+    predictions: Mapping[str, Callable[[], SplitPredictions]] = field(default_factory=dict)
     complete: bool = True
 
     @property
@@ -68,10 +75,11 @@ class Arm:
 
 
 def load_records(paths: Sequence[str | Path]) -> list[RunRecord]:
-    """The runs in `paths`, each a workdir or a folder of workdirs, in the given order.
+    """The runs in `paths`, each a workdir, a study, or a folder of workdirs, in the given order; of a study those that
+    are finished.
 
     Metrics are those of the model that the run returns: the last epoch's, or the best epoch's where the run could stop
-    early. Runs keep no predictions yet, so `correct` is empty.
+    early.
 
     Raises InputError where a path holds no run, or a file of a run is damaged.
     """
@@ -176,12 +184,14 @@ def _check_same(records: Sequence[RunRecord], key: str, fault: str, remedy: str)
 
 
 def _workdirs(path: Path) -> list[Path]:
-    """The folder itself where it is a workdir, else the workdirs in it."""
+    """The folder itself where it is a workdir, else the runs of the study, or the workdirs in it."""
     if (path / "run.json").exists():
         return [path]
+    if study := read_study(path):
+        return run_folders(path, study)
     found = sorted(child.parent for child in path.glob("**/run.json"))
     if not found:
-        raise InputError(f"'{path}' holds no run (no run.json); give a workdir or a folder of workdirs")
+        raise InputError(f"'{path}' holds no run (no run.json); give a workdir, a study or a folder of workdirs")
     return found
 
 
@@ -199,8 +209,19 @@ def _load(folder: Path) -> RunRecord:
         recipe={path: value for path, value in flatten(to_json(recipe)).items() if path not in FREE_FIELDS},
         metrics=_metrics(recipe, read_metrics(folder / "metrics.jsonl"), evaluations),
         digests=digests,
+        predictions={
+            split: functools.partial(_load_predictions, folder, split)
+            for split, name in PREDICTIONS.items()
+            if name in record["files"]
+        },
         complete=record["complete"],
     )
+
+
+def _load_predictions(folder: Path, split: str) -> SplitPredictions:
+    if (found := read_predictions(folder, split)) is None:
+        raise InputError(f"the predictions of run '{folder}' on split '{split}' are damaged; leave the run out")
+    return found
 
 
 def _metrics(

@@ -54,37 +54,31 @@ def sums(
     summed confidence and correct answers in each bin of the highest probability. `constrain` places a batch on so many
     `devices`.
     """
+    return sums_and_probabilities(recipe, weights, images, labels, views, constrain=constrain, devices=devices)[0]
+
+
+def sums_and_probabilities(
+    recipe: Any,
+    weights: Weights,
+    images: Array,
+    labels: Array,
+    views: str,
+    *,
+    constrain: Callable[[Any], Any] = lambda batch: batch,
+    devices: int = 1,
+) -> tuple[dict[str, Array], Array]:
+    """`sums`, and the probabilities of each image, [N, C]."""
     count, classes = len(images), recipe.data.num_classes
     size = -(-min(recipe.evaluation.batch_size, count) // devices) * devices  # splits evenly over the devices
     batches = jnp.arange(-(-count // size) * size).reshape(-1, size)
 
-    def body(total, index):
+    def body(total: dict[str, Array], index: Array) -> tuple[dict[str, Array], Array]:
         weight = (index < count).astype(jnp.float32)  # the last batch is padded with images of weight 0
         batch = images[jnp.minimum(index, count - 1)], labels[jnp.minimum(index, count - 1)]
         batch = constrain(batch)
         scores = logits(recipe, weights, batch[0], views)
-        true = jax.nn.one_hot(batch[1], classes, dtype=scores.dtype)
-        predicted = jax.nn.one_hot(scores.argmax(-1), classes, dtype=scores.dtype)
-        confidence = jax.nn.softmax(scores).max(-1)
-        bins = jax.nn.one_hot(
-            jnp.minimum(confidence * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(int),
-            CALIBRATION_BINS,
-            dtype=scores.dtype,
-        )
-        correct = (true * predicted).sum(-1)
-        own = jnp.take_along_axis(scores, batch[1][:, None], -1)
-        behind = (scores < own) | ((scores == own) & (jnp.arange(classes) > batch[1][:, None]))  # as argmax breaks ties
-        ahead = classes - 1 - behind.sum(-1)  # a NaN is behind nothing
-        losses = build(LOSSES, recipe.loss, "loss", logits=scores, targets=true)
-        seen = {
-            "loss_sum": (weight * losses).sum(),
-            "top5": (weight * (ahead < 5)).sum().astype(jnp.int32),
-            "confusion": jnp.einsum("b,bt,bp->tp", weight, true, predicted, precision="highest").astype(jnp.int32),
-            "calibration": jnp.einsum(
-                "b,bk,bf->kf", weight, bins, jnp.stack([weight, confidence, correct], -1), precision="highest"
-            ),
-        }
-        return jax.tree.map(jnp.add, total, seen), None
+        seen = _batch_sums(recipe, scores, batch[1], weight)
+        return jax.tree.map(jnp.add, total, seen), jax.nn.softmax(scores)
 
     start = {
         "loss_sum": jnp.zeros((), at_least_float32(recipe.dtype)),
@@ -92,4 +86,31 @@ def sums(
         "confusion": jnp.zeros((classes, classes), jnp.int32),
         "calibration": jnp.zeros((CALIBRATION_BINS, 3), at_least_float32(recipe.dtype)),
     }
-    return jax.lax.scan(body, start, batches)[0]
+    total, probabilities = jax.lax.scan(body, start, batches)
+    return total, probabilities.reshape(-1, classes)[:count]
+
+
+def _batch_sums(recipe: Any, scores: Array, labels: Array, weight: Array) -> dict[str, Array]:
+    """The sums of a batch; `weight` is 0 for padding, otherwise 1."""
+    classes = scores.shape[-1]
+    true = jax.nn.one_hot(labels, classes, dtype=scores.dtype)
+    predicted = jax.nn.one_hot(scores.argmax(-1), classes, dtype=scores.dtype)
+    confidence = jax.nn.softmax(scores).max(-1)
+    bins = jax.nn.one_hot(
+        jnp.minimum(confidence * CALIBRATION_BINS, CALIBRATION_BINS - 1).astype(int),
+        CALIBRATION_BINS,
+        dtype=scores.dtype,
+    )
+    correct = (true * predicted).sum(-1)
+    own = jnp.take_along_axis(scores, labels[:, None], -1)
+    behind = (scores < own) | ((scores == own) & (jnp.arange(classes) > labels[:, None]))  # as argmax breaks ties
+    ahead = classes - 1 - behind.sum(-1)  # a NaN is behind nothing
+    losses = build(LOSSES, recipe.loss, "loss", logits=scores, targets=true)
+    return {
+        "loss_sum": (weight * losses).sum(),
+        "top5": (weight * (ahead < 5)).sum().astype(jnp.int32),
+        "confusion": jnp.einsum("b,bt,bp->tp", weight, true, predicted, precision="highest").astype(jnp.int32),
+        "calibration": jnp.einsum(
+            "b,bk,bf->kf", weight, bins, jnp.stack([weight, confidence, correct], -1), precision="highest"
+        ),
+    }

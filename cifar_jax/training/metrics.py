@@ -54,6 +54,19 @@ class Evaluation:
         return "\n".join([*rows, summary])
 
 
+@dataclass(frozen=True)
+class SplitPredictions:
+    """What a model says about the N images of a split, and what they are."""
+
+    labels: np.ndarray  # int32 [N]
+    probabilities: np.ndarray  # float32 [N, C]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool [N]."""
+        return self.probabilities.argmax(-1) == self.labels
+
+
 def summarise(sums: dict[str, Any], classes: tuple[str, ...], split: str, count: int) -> Evaluation:
     """`sums` as evaluation.sums gives them for `count` images: loss_sum, top5, confusion [C, C], calibration [bins, 3].
 

@@ -16,7 +16,7 @@ from cifar_jax.studies import statistics
 from cifar_jax.studies.compare import compare
 from cifar_jax.studies.records import RunRecord, load_records
 from cifar_jax.studies.tables import Table, form_of, latex_text
-from cifar_jax.training.metrics import summarise
+from cifar_jax.training.metrics import SplitPredictions, summarise
 from tests import made
 
 BASE = (0.8102, 0.8149, 0.8117, 0.8171, 0.8090)
@@ -169,14 +169,16 @@ def predictions(rate, accuracy, runs, images=400, seed=0):
     made_up = []
     for index in range(runs):
         correct = random.uniform(size=images) < accuracy
-        made_up.append(record(rate, index, correct.mean(), correct={"validation": lambda correct=correct: correct}))
+        probabilities = np.where(correct[:, None], (0.9, 0.1), (0.2, 0.8)).astype(np.float32)
+        kept = SplitPredictions(np.zeros(images, np.int32), probabilities)
+        made_up.append(record(rate, index, correct.mean(), predictions={"validation": lambda kept=kept: kept}))
     return made_up
 
 
 def test_single_runs_are_compared_image_by_image():
     runs = [*predictions(0.1, 0.7, 1), *predictions(0.2, 0.8, 1, seed=1)]
     comparison = compare(runs)
-    first, second = (run.correct["validation"]() for run in runs)
+    first, second = (run.predictions["validation"]().correct for run in runs)
     assert comparison.rows[1].mcnemar == statistics.mcnemar_test(second, first)
     assert f"{comparison.rows[1].mcnemar.only_first} images only here" in one_line(comparison)
     assert compare(runs, metric="validation_loss").rows[1].mcnemar is None
@@ -186,13 +188,25 @@ def test_single_runs_are_compared_image_by_image():
 def test_the_spread_of_the_images_is_reported_where_predictions_are_kept():
     runs = [*predictions(0.1, 0.7, 4), *arm(0.2, BETTER)]
     base, other = (comparison := compare(runs)).rows
-    matrix = np.stack([run.correct["validation"]() for run in runs[:4]])
+    matrix = np.stack([run.predictions["validation"]().correct for run in runs[:4]])
     assert base.spread == statistics.evaluation_spread(matrix)
     assert (other.spread, other.mcnemar) == (None, None)
     assert f"{base.spread.true_variance * 1e4:.4f}" in str(comparison)
-    short = [*predictions(0.1, 0.7, 2), record(0.1, 9, 0.5, correct={"validation": lambda: np.ones(3, bool)})]
-    with pytest.raises(InputError, match=r"'runs/rate0.1_9' and 'runs/rate0.1_0' keep predictions of different shapes"):
+    few = SplitPredictions(np.zeros(3, np.int32), np.ones((3, 2), np.float32))
+    short = [*predictions(0.1, 0.7, 2), record(0.1, 9, 0.5, predictions={"validation": lambda: few})]
+    with pytest.raises(InputError, match=r"'runs/rate0.1_9' and 'runs/rate0.1_0' keep predictions of different images"):
         compare(short)
+
+
+def test_an_ensemble_is_the_mean_of_the_probabilities():
+    """Three independent runs of 70%, whose probability of the right class is 0.9 or 0.2."""
+    runs = predictions(0.1, 0.7, 3)
+    correct = np.stack([run.predictions["validation"]().correct for run in runs])
+    votes = correct.sum(0) * 0.9 + (3 - correct.sum(0)) * 0.2
+    comparison = compare(runs)
+    assert comparison.rows[0].ensemble == (votes / 3 > (3 - votes) / 3).mean()
+    assert f"{100 * comparison.rows[0].ensemble:.2f}" in str(comparison)
+    assert compare(arm(0.1, BASE)).rows[0].ensemble is None
 
 
 def test_csv_and_json_hold_every_digit():

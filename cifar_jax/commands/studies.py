@@ -1,0 +1,96 @@
+"""What `ablate` and `sweep` share: arguments, and the study from its definition to its table."""
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cifar_jax as cj
+
+FORMATS = ("table", "csv", "json", "markdown", "latex")
+
+_folder: Path | None = None  # of the study that this process trains, for `last_words`
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="configs/quickstart.py", help="recipe: a .py or a run's recipe.json")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from the recipe's on; 5")
+    parser.add_argument("--folder", help="of the study; studies/<recipe>-<command> if not given")
+    parser.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
+    parser.add_argument("--light", action="store_true", help="keep no optimiser states: less disk space")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the runs, and what they will cost, and train none"
+    )
+    parser.add_argument("--max_hours", type=float, help="begin no run after so many hours; the same command continues")
+    parser.add_argument("--max_runs", type=int, default=200, help="refuse a study of more runs; 200")
+    parser.add_argument("--retry", action="store_true", help="train runs again that failed")
+    parser.add_argument("--execution", default="auto", help="auto, sequential, unrolled, mapped or devices")
+    parser.add_argument("--together", type=int, default=8, help="runs at once, where the execution computes several; 8")
+    parser.add_argument(
+        "--final", nargs="?", const="", metavar="ARM", help="evaluate on the test split, all arms or one; counted"
+    )
+    add_report_arguments(parser)
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of the table; `compare` has them too."""
+    parser.add_argument("--metric", help="a figure of the runs; validation_accuracy, and test_accuracy with --final")
+    parser.add_argument("--detect", type=float, help="smallest difference of interest, in points: 0.5")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="of the result; table")
+    parser.add_argument("--plots", metavar="FOLDER", help="write plots of the comparison there, PNG and SVG")
+
+
+def run(options: argparse.Namespace, command: str, arms_of: Callable[[Any], Any]) -> int:
+    """Trains the study, or evaluates it on test, or plans it, and prints the table."""
+    from cifar_jax.studies.study import Options, Study
+
+    global _folder
+    recipe = cj.load_recipe(options.config, options.changes)
+    folder = Path(options.folder or f"studies/{Path(options.config).stem}-{command}")
+    names = ("data_dir", "light", "execution", "together", "max_hours", "max_runs", "retry")
+    chosen = Options(**{name: getattr(options, name) for name in names})
+    study = Study(command, folder, recipe, arms_of(recipe), options.seeds, chosen)
+    if options.dry_run:
+        print(study.plan())
+        return 0
+    _folder = folder
+    if options.final is None:
+        study.train()
+    else:
+        study.final(options.final or None)
+        options.metric = options.metric or "test_accuracy"
+    report([folder], options)
+    if options.format == "table":
+        print(f"\nThe study is in {folder}: study.json, runs.csv, and a workdir for each run.")
+    return 0
+
+
+def report(paths: list[Path], options: argparse.Namespace, base: str | None = None) -> None:
+    """Prints the comparison of runs and studies in the chosen form, and draws it where that is asked for."""
+    table = cj.compare(paths, base=base, metric=options.metric or "validation_accuracy", detect=options.detect)
+    if options.plots:
+        from cifar_jax.reports.plots import draw
+
+        for path in draw(table, Path(options.plots)):
+            print(f"wrote {path}")
+    forms: dict[str, Callable[[], str]] = {
+        "table": table.__str__,
+        "csv": table.to_csv,
+        "json": table.to_json,
+        "markdown": table.to_markdown,
+        "latex": table.to_latex,
+    }
+    print(forms[options.format]().rstrip("\n"))
+
+
+def last_words() -> str:
+    """What a signal leaves of the study, in one sentence, from its study.json. Imports nothing."""
+    if _folder is None:
+        return ""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        study = json.loads((_folder / "study.json").read_text())
+        total = len(study["arms"]) * len(study["seeds"])
+        return f"stopped; {len(study['runs'])} of {total} runs are done, and the same command continues"
+    return "stopped before a run was done; the same command starts anew"

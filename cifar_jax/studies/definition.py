@@ -1,0 +1,216 @@
+"""What a study consists of: a recipe, arms that change it, and seeds. Pure functions; nothing is read or written.
+
+arms = ablation_arms(recipe, [{"augment.flip": 0}, {"model.dropout": 0, "loss.label_smoothing": 0}])
+arms = grid_arms(recipe, {"model.activation": ["relu", "gelu"], "optimizer.learning_rate": [0.01, 0.1]})
+"""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cifar_jax.errors import InputError, nearest
+from cifar_jax.models import MODELS
+from cifar_jax.recipe import Table, differences, flatten, freeze, override, parameters, to_json, tuples
+from cifar_jax.runs.fingerprint import differences as function_differences
+from cifar_jax.runs.workdir import FREE_FIELDS
+from cifar_jax.studies.records import label
+from cifar_jax.training.losses import LOSSES
+from cifar_jax.training.objectives import OBJECTIVES
+from cifar_jax.training.optimizers import OPTIMIZERS
+from cifar_jax.training.schedules import SCHEDULES
+
+BASE = "base"  # the name of the arm that changes nothing
+OF_DATA = ("data.name", "data.validation", "data.seed")
+TABLES: dict[str, Table] = {
+    "model": MODELS,
+    "proxy": MODELS,
+    "objective": OBJECTIVES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "loss": LOSSES,
+}
+
+
+@dataclass(frozen=True)
+class StudyArm:
+    """A recipe of the study. `changes` are those that the user named, dotted."""
+
+    name: str
+    changes: Mapping[str, Any]
+    folder: str  # of its runs, below that of the study
+
+    def recipe(self, base: Any, seed: int) -> Any:
+        """The arm's recipe with a seed."""
+        return freeze(override(base, {**self.changes, "seed": seed}))
+
+    def key(self, base: Any) -> tuple[str, ...]:
+        """What the arm is, whatever its name: each effective difference from the base recipe."""
+        return tuple(sorted(f"{path}={value!r}" for path, value in effective(base, self.changes).items()))
+
+
+@dataclass(frozen=True)
+class Definition:
+    """All that decides the results of a study."""
+
+    command: str  # "ablate" or "sweep"
+    recipe: Mapping[str, Any]  # to_json of the base recipe
+    arms: tuple[StudyArm, ...]
+    seeds: tuple[int, ...]
+    functions: Mapping[str, Any]  # fingerprints of the caller's functions
+    data: Mapping[str, str]  # split -> digest
+
+    def to_json(self) -> dict[str, Any]:
+        arms = [{**vars(arm), "changes": plain(arm.changes)} for arm in self.arms]
+        return {**vars(self), "arms": arms, "seeds": list(self.seeds)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Definition":
+        of = lambda changes: {path: tuples(value) for path, value in changes.items()}
+        arms = tuple(StudyArm(arm["name"], of(arm["changes"]), arm["folder"]) for arm in values["arms"])
+        names = ("command", "recipe", "functions", "data")
+        return cls(**{name: values[name] for name in names}, arms=arms, seeds=tuple(values["seeds"]))
+
+
+def plain(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted changes as plain values: functions by their names, tuples as lists."""
+    return {path: to_json(ConfigDict({"value": value}))["value"] for path, value in changes.items()}
+
+
+def ablation_arms(recipe: Any, changes: Sequence[Mapping[str, Any]]) -> list[StudyArm]:
+    """The recipe itself, and an arm for each set of changes.
+
+    Raises InputError on a field that is unknown or of another type, a change that changes nothing, and equal arms.
+    """
+    if not changes:
+        raise InputError("an ablation needs at least one change, such as {'augment.flip': 0}")
+    for change in changes:
+        check_changes(recipe, change)
+        if not change or not effective(recipe, change):
+            shown = ", ".join(f"{path}={value!r}" for path, value in flatten(change).items())
+            raise InputError(f"the change '{shown}' changes nothing in this recipe; give another value")
+    return named(recipe, [{}, *(flatten(change) for change in changes)])
+
+
+def grid_arms(recipe: Any, grid: Mapping[str, Sequence[Any]]) -> list[StudyArm]:
+    """An arm for each combination of the values, the last field varying fastest.
+
+    Raises InputError on an empty grid, a field that is unknown or of another type, and equal arms.
+    """
+    if not grid:
+        raise InputError("the grid is empty; give at least one field with its values")
+    for path, values in grid.items():
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise InputError(f"the values of '{path}' are {values!r}; give a list of values")
+        if not values:
+            raise InputError(f"the grid has no values for '{path}'; give at least one")
+        for value in values:
+            check_changes(recipe, {path: value})
+    combinations = itertools.product(*grid.values())
+    return named(recipe, [dict(zip(grid, values, strict=True)) for values in combinations])
+
+
+def check_changes(recipe: Any, changes: Mapping[str, Any]) -> None:
+    """Raises InputError where a study cannot change a field, or `override` and `build` refuse it."""
+    override(recipe, changes)
+    for path in flatten(changes):
+        if path == "seed":
+            raise InputError("'seed' is not changed by arms; the number of seeds is given by seeds=...")
+        if path in OF_DATA:
+            raise InputError(f"'{path}' decides which images a run is compared on, so arms cannot change it")
+        if path in FREE_FIELDS:
+            raise InputError(f"'{path}' changes no result, so a study of it compares nothing; change another field")
+
+
+def effective(recipe: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields whose value the changes alter, where an absent parameter has its default."""
+    changed = override(recipe, changes)
+    before, after = _with_defaults(recipe), _with_defaults(changed)
+    paths = before.keys() | after.keys()
+    return {path: after.get(path) for path in sorted(paths) if before.get(path) != after.get(path)}
+
+
+def _with_defaults(recipe: Any) -> dict[str, Any]:
+    """The recipe, flat and as plain values, with the default of each parameter that a built section leaves out."""
+    flat = flatten(to_json(recipe))
+    for section, table in TABLES.items():
+        name = recipe[section].name
+        if isinstance(name, str) and name in table:
+            known = {f"{section}.{field}": value for field, value in parameters(table[name]).items()}
+            defaults = {path: value for path, value in known.items() if value is not None and path not in flat}
+            flat |= plain({path: value for path, value in defaults.items() if not callable(value)})
+    return flat
+
+
+def named(recipe: Any, changes: Sequence[Mapping[str, Any]]) -> list[StudyArm]:
+    """Arms with names and folders. Raises InputError where two are equal."""
+    arms: dict[tuple[str, ...], StudyArm] = {}
+    for change in changes:
+        typed = flatten(override(recipe, change))
+        change = {path: typed.get(path, value) for path, value in change.items()}
+        name = label(change) or BASE
+        arm = StudyArm(name, change, f"runs/{folder_name(name)}")
+        if other := arms.get(arm.key(recipe)):
+            raise InputError(f"the arms '{other.name}' and '{arm.name}' are the same; leave one out")
+        arms[arm.key(recipe)] = arm
+    folders = [arm.folder for arm in arms.values()]
+    if len(set(folders)) < len(folders):  # names that differ only in what a folder's name cannot hold
+        return [StudyArm(arm.name, arm.changes, f"{arm.folder}-{number}") for number, arm in enumerate(arms.values())]
+    return list(arms.values())
+
+
+def folder_name(name: str) -> str:
+    """`name` with the characters that every file system takes, and of a length that it takes."""
+    safe = re.sub(r"[^\w.=,+-]+", "_", name)
+    safe = re.sub(r"_?,[_,]*", ",", safe).strip("_,")
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return safe if len(safe) <= 80 else f"{safe[:70]}-{digest}"
+
+
+def seeds_of(recipe: Any, count: int) -> tuple[int, ...]:
+    """recipe.seed, recipe.seed + 1, ... Raises InputError unless there is at least one."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise InputError(f"seeds is {count!r}; a study needs at least 1")
+    return tuple(range(recipe.seed, recipe.seed + count))
+
+
+def extended(stored: Definition, wanted: Definition, folder: Any, recipe: Any) -> Definition:
+    """The stored study with the seeds and arms that are new, in the order that is wanted.
+
+    Raises InputError where anything else differs: the folder then holds another study.
+    """
+    refuse = lambda what: InputError(f"'{folder}' holds another study ({what}); name another folder")
+    if stored.command != wanted.command:
+        raise refuse(f"of '{stored.command}'")
+    if changed := differences(_fixed(stored.recipe), _fixed(wanted.recipe)):
+        raise refuse("; ".join(changed))
+    if changed := function_differences(stored.functions, wanted.functions):
+        raise refuse("; ".join(changed))
+    for split, digest in wanted.data.items():
+        if (known := stored.data.get(split, digest)) != digest:
+            raise refuse(f"its data has digest {known} in split '{split}', and the data set now has {digest}")
+    if missing := [seed for seed in stored.seeds if seed not in wanted.seeds]:
+        raise refuse(f"it has seeds {missing[0]} to {missing[-1]} too; seeds can be added, not taken away")
+    known_arms = {arm.key(recipe): arm for arm in stored.arms}
+    wanted_arms = {arm.key(recipe): arm for arm in wanted.arms}
+    if gone := [arm.name for key, arm in known_arms.items() if key not in wanted_arms]:
+        raise refuse(f"it has the arm '{gone[0]}' too; arms can be added, not taken away")
+    arms = tuple(known_arms.get(key, arm) for key, arm in wanted_arms.items())
+    return Definition(wanted.command, stored.recipe, arms, wanted.seeds, stored.functions, wanted.data)
+
+
+def _fixed(recipe: Mapping[str, Any]) -> Any:
+    """The fields that decide results, flat."""
+    return {path: value for path, value in flatten(recipe).items() if path not in FREE_FIELDS}
+
+
+def find_arms(arms: Sequence[StudyArm], name: str) -> list[StudyArm]:
+    """The arm of that name. Raises InputError, with the nearest name, where there is none."""
+    found = [arm for arm in arms if arm.name == name]
+    if not found:
+        raise InputError(f"the study has no arm '{name}'{nearest(name, [arm.name for arm in arms])}")
+    return found

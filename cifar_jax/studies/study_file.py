@@ -1,0 +1,70 @@
+"""The folder of a study: study.json, which says what it is and how far it is, and runs.csv, a line for each run.
+
+study.json    format, the definition (see `definition`), "execution", "final": one entry for each evaluation on the
+              test split, "runs": folder of a run -> {"arm", "seed", "status", "reason", "seconds", "compile_seconds",
+              "metrics"}, and "digest" of all this. A run that is not listed was not begun, or was interrupted.
+runs.csv      the same runs, for other programs
+runs/         a workdir for each run: runs/<arm>/seed<n>
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cifar_jax.errors import InputError
+from cifar_jax.runs.files import digest_of_json, read_json, write_bytes, write_json
+
+FORMAT = 1
+FINISHED, FAILED = "finished", "failed"  # the status of a run
+
+
+def read_study(folder: Path) -> dict[str, Any] | None:
+    """study.json; None where the folder holds no study. Raises InputError where it is damaged or of another format."""
+    path = folder / "study.json"
+    if not path.exists():
+        return None
+    study = read_json(path)
+    try:
+        if study["format"] != FORMAT:
+            raise InputError(f"'{folder}' holds a study of format {study['format']}, and this version reads {FORMAT}")
+        digest = study.pop("digest")
+        if digest != digest_of_json(study):
+            raise KeyError
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged, or was changed; restore it, or name another folder") from error
+    return study
+
+
+def write_study(folder: Path, study: Mapping[str, Any]) -> None:
+    """study.json, and runs.csv after it."""
+    write_json(folder / "study.json", {**study, "digest": digest_of_json(study)})
+    metrics = sorted({name for run in study["runs"].values() for name in run["metrics"]})
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    columns = ("arm", "seed", "status", "reason", "seconds", "compile_seconds")
+    writer.writerow([*columns, *metrics, "folder"])
+    for name, run in study["runs"].items():
+        writer.writerow([*(run[column] for column in columns), *(run["metrics"].get(key) for key in metrics), name])
+    write_bytes(folder / "runs.csv", stream.getvalue().encode())
+
+
+def run_folders(folder: Path, study: Mapping[str, Any]) -> list[Path]:
+    """The workdirs of the runs that are finished, in the order of the study: arm by arm."""
+    finished = [name for name, run in study["runs"].items() if run["status"] == FINISHED]
+    order = [arm["folder"] for arm in study["arms"]]
+    return [folder / name for name in sorted(finished, key=lambda name: order.index(str(Path(name).parent)))]
+
+
+def notes(folder: Path, study: Mapping[str, Any]) -> list[str]:
+    """What a report of the study must say beside its figures."""
+    runs, planned = study["runs"], len(study["arms"]) * len(study["seeds"])
+    failed = {name: run for name, run in runs.items() if run["status"] == FAILED}
+    times = len(study["final"])
+    used = {0: "was not used", 1: "was evaluated once"}.get(times, f"was evaluated {times} times")
+    lines = [f"{folder}: the test split {used}."]
+    if len(runs) < planned:
+        lines.append(f"{folder}: {planned - len(runs)} of {planned} runs are not trained yet.")
+    lines += [f"{folder}: {run['arm']}, seed {run['seed']} failed: {run['reason']}." for run in failed.values()]
+    return lines

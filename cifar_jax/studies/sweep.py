@@ -1,0 +1,77 @@
+"""ablate and sweep: from changes or a grid to a table."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cifar_jax.errors import InputError
+from cifar_jax.runs.recipes import load_recipe
+from cifar_jax.studies.compare import Comparison
+from cifar_jax.studies.definition import StudyArm, ablation_arms, grid_arms
+from cifar_jax.studies.study import Options, Study
+
+FUNCTIONS = ("model", "optimizer", "schedule", "loss", "augment", "objective")
+
+
+def ablate(
+    recipe: Any,
+    changes: Sequence[Mapping[str, Any]],
+    *,
+    seeds: int = 5,
+    folder: str | Path | None = None,
+    metric: str = "validation_accuracy",
+    detect: float | None = None,
+    **options: Any,
+) -> Comparison:
+    """Trains the recipe, and the recipe with each set of changes, with several seeds; compares each with the recipe.
+
+        table = cj.ablate("configs/convnet.py", [{"augment.flip": 0}, {"model.dropout": 0}], seeds=8)
+
+    recipe: a recipe, or the file of one. changes: field -> value, dotted or nested; one set for each arm. seeds: their
+    number, from recipe.seed on. folder: that of the study; studies/<recipe>-ablate for a recipe file. metric and detect
+    are as for `compare`; options are those of `studies.study.Options`, and model=..., loss=... as for `fit`.
+
+    The same call continues a study that was interrupted; more arms or seeds extend it. Raises InputError where an arm
+    cannot be trained, changes nothing or is given twice, and where the folder holds another study.
+    """
+    base, place = _base(recipe, folder, "ablate")
+    return _trained(base, place, "ablate", ablation_arms(base, changes), seeds, options).comparison(metric, detect)
+
+
+def sweep(
+    recipe: Any,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    seeds: int = 5,
+    folder: str | Path | None = None,
+    metric: str = "validation_accuracy",
+    detect: float | None = None,
+    **options: Any,
+) -> Comparison:
+    """Trains the recipe with each combination of values, with several seeds; compares each with the recipe's own.
+
+        table = cj.sweep("configs/convnet.py", {"optimizer.learning_rate": [0.01, 0.03, 0.1]}, seeds=5)
+
+    Where no combination is the recipe itself, the first is the base. Everything else is as for `ablate`.
+    """
+    base, place = _base(recipe, folder, "sweep")
+    return _trained(base, place, "sweep", grid_arms(base, grid), seeds, options).comparison(metric, detect)
+
+
+def _base(recipe: Any, folder: str | Path | None, command: str) -> tuple[Any, Path]:
+    """The base recipe and the folder of the study."""
+    if isinstance(recipe, str | Path):
+        return load_recipe(recipe), Path(folder or f"studies/{Path(recipe).stem}-{command}")
+    if folder is None:
+        raise InputError(f"{command} needs the folder of the study; give folder='studies/NAME'")
+    return recipe, Path(folder)
+
+
+def _trained(
+    recipe: Any, folder: Path, command: str, arms: Sequence[StudyArm], seeds: int, options: Mapping[str, Any]
+) -> Study:
+    functions = {name: value for name, value in options.items() if name in FUNCTIONS and value is not None}
+    others = {name: value for name, value in options.items() if name not in FUNCTIONS}
+    study = Study(command, folder, recipe, arms, seeds, Options(functions=functions, **others))
+    study.train()
+    return study
