@@ -122,7 +122,7 @@ def test_metrics_lines_have_every_field(tmp_path, capsys):
 def test_flags_reach_fit_only_where_they_are_given(flags, expected, tmp_path, monkeypatch):
     given = {}
 
-    def fit(recipe, workdir, data_dir, **options):
+    def fit(recipe, workdir, data_dir, callbacks, **options):
         given.update(options)
         return cj.Run(recipe, None, (), [], workdir, None, {})
 

@@ -350,10 +350,10 @@ def test_ctrl_c_and_sigterm_leave_a_resumable_run(number, unbroken, tmp_path):
         assert process.returncode == 128 + number
         assert "Traceback" not in stderr
         sentence = stderr.rstrip().splitlines()[-1]
-        saved = re.fullmatch(r"stopped; step (\d+) is saved, and the same command resumes there", sentence)
+        saved = re.fullmatch(r"stopped; step (\d+) of (\d+) is saved, and the same command resumes there", sentence)
         manifests = [int(path.stem) for path in (tmp_path / "run" / "manifests").glob("*.json")]
         if saved:
-            assert int(saved[1]) == max(manifests)
+            assert int(saved[1]) == max(manifests) < int(saved[2])
         else:
             assert sentence == "stopped before anything was saved; the same command starts anew"
             assert not manifests

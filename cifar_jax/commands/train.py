@@ -9,7 +9,7 @@ from typing import Any
 import cifar_jax as cj
 from cifar_jax.process import command_line
 
-_workdir: Path | None = None  # of the run that this process trains, for `last_words`
+_workdir: Path | None = None  # of the run that this process trains, for `last_words`; None before it trains
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    global _workdir
-    _workdir = workdir = workdir_of(options)
+    workdir = workdir_of(options)
     recipe = cj.load_recipe(options.config, options.changes)
     before = read_record(workdir)
     chosen: dict[str, Any] = {}
@@ -32,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         chosen["evaluate"] = None if options.evaluate == "none" else options.evaluate
     if options.resume:
         chosen["resume"] = True
-    trained = cj.fit(recipe, workdir, data_dir=options.data_dir, **chosen)
+    trained = cj.fit(recipe, workdir, data_dir=options.data_dir, callbacks=[remember], **chosen)
     if before.get("complete") and before.get("step") == read_record(workdir).get("step"):
         print(f"the run in {workdir} is complete; nothing to train")
     print(trained.evaluation or trained)
@@ -40,6 +39,12 @@ def run(options: argparse.Namespace) -> int:
     for command in next_commands(workdir, trained.recipe.data.name):
         print(f"  {command}")
     return 0
+
+
+def remember(event: cj.Event) -> None:
+    """A callback: from its first call on, the workdir holds the run of this process and no other."""
+    global _workdir
+    _workdir = event.workdir
 
 
 def workdir_of(options: argparse.Namespace) -> Path:
@@ -66,12 +71,13 @@ def last_words() -> str:
     """What a signal leaves of the run, in one sentence, from the files of its workdir. Imports nothing."""
     if _workdir is None:
         return ""
-    if read_record(_workdir).get("complete"):
+    record = read_record(_workdir)
+    if record.get("complete"):
         return f"stopped; the run in {_workdir} is complete"
     steps = [int(path.stem) for path in _workdir.glob("manifests/*.json") if path.stem.isdecimal()]
     if not steps:
         return "stopped before anything was saved; the same command starts anew"
-    return f"stopped; step {max(steps)} is saved, and the same command resumes there"
+    return f"stopped; step {max(steps)} of {record.get('total_steps')} is saved, and the same command resumes there"
 
 
 def read_record(workdir: Path) -> dict[str, Any]:

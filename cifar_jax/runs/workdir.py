@@ -140,7 +140,8 @@ class Workdir:
         self.record = stored or {"format": FORMAT, "files": {}, "metrics": {"bytes": 0, "sha256": None}, "data": {}}
         if stored:
             check_identity(path, stored, identity)
-        self.record |= {"complete": False, "reason": None, "step": self.record.get("step", 0)}
+        total = training.steps_per_epoch(identity.recipe) * identity.recipe.epochs
+        self.record |= {"complete": False, "reason": None, "step": self.record.get("step", 0), "total_steps": total}
         self.record |= {"recipe": identity.digests()["recipe"], "functions": identity.functions}
         self.record |= {"context": identity.context, "data": self.record["data"] | identity.data}
         self.record["classes"] = list(classes)
