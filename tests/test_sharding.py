@@ -15,11 +15,12 @@ ROOT = Path(__file__).parent.parent
 
 # gelu: at the kink of relu a difference in the last bit of a sum grows to 1e-3 of a gradient within a few steps.
 SCRIPT = """
-import json, sys
+import json, sys, tempfile
 import cifar_jax as cj
 import jax, numpy as np
 from cifar_jax import training
-from cifar_jax.runs import devices, fit as run
+from cifar_jax.runs import devices
+from cifar_jax.runs.loop import Executor
 from tests import made
 
 data = {"train": made.split(96, classes=4, size=8, seed=0), "test": made.split(43, classes=4, size=8, seed=1)}
@@ -31,8 +32,8 @@ recipe = made.recipe(
 )
 results = []
 for count in (1, 8):
-    run.Placement = lambda: devices.Placement(jax.devices()[:count])
-    fitted = cj.fit(recipe, data=data, progress=False)
+    executor = Executor(devices.Placement(jax.devices()[:count]))
+    fitted = cj.fit(recipe, data=data, progress=False, executor=executor)
     leaves = jax.tree.leaves(fitted.state)
     results.append({
         "devices": sorted({len(leaf.sharding.device_set) for leaf in leaves}),
@@ -56,6 +57,13 @@ try:
     cj.fit(cj.override(recipe, {"batch_size": 15}), data=data, progress=False)
 except cj.InputError as error:
     results[1]["uneven"] = str(error)
+folder = tempfile.mkdtemp()
+cj.ablate(recipe, [{"augment.crop": 0}], seeds=5, folder=folder, data=data, execution="devices", progress=False)
+last = cj.load_run(f"{folder}/runs/crop=0/seed4")  # the tenth run, on eight devices
+one = Executor(devices.Placement(jax.devices()[3:4]))
+single = cj.fit(cj.override(recipe, {"augment.crop": 0, "seed": 4}), data=data, progress=False, executor=one)
+same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), last.state, single.state)
+results[1]["one each"] = all(jax.tree.leaves(same))
 json.dump(results, sys.stdout)
 """
 
@@ -90,6 +98,11 @@ def test_every_test_image_counts_once_on_eight_devices(one_and_eight):
 def test_the_selected_images_are_split_over_the_devices(one_and_eight):
     """16 of 32 images: every device computes the activations of 2, and none those of all."""
     assert one_and_eight[1]["selected"] == [True, False]
+
+
+def test_a_study_trains_one_run_on_each_device(one_and_eight):
+    """Ten runs on eight devices; one of them is the single run on another device, bit for bit."""
+    assert one_and_eight[1]["one each"]
 
 
 def test_a_batch_that_does_not_split_is_refused(one_and_eight):

@@ -162,13 +162,21 @@ def _is_evaluated(request: Request, run: Run) -> bool:
     return run.evaluation is not None
 
 
-def check(recipe: Any, data: Mapping[str, Any], *, context: Any = None, evaluate: str | None, **functions: Any) -> Any:
+def check(
+    recipe: Any,
+    data: Mapping[str, Any],
+    *,
+    context: Any = None,
+    evaluate: str | None,
+    executor: Executor | None = None,
+    **functions: Any,
+) -> Any:
     """The resolved recipe of the run that `fit` would train; arguments as there. Nothing is written.
 
     Raises InputError on whatever `fit` refuses before it starts.
     """
     given = {name: value for name, value in functions.items() if value is not None}
-    options = {"executor": Executor(), "resume": False, "progress": False}
+    options = {"executor": executor or Executor(), "resume": False, "progress": False}
     return _checked(_request(recipe, None, given, arrays.splits(data), None, context, evaluate, **options))[0]
 
 

@@ -91,8 +91,9 @@ Task = Callable[[Executor], None]
 
 
 def placements(how: str) -> list[Placement]:
-    """Where runs are computed, in turn."""
-    return [Placement([device]) for device in jax.local_devices()] if how == "devices" else [Placement()]
+    """Where runs are computed, in turn; "auto" takes "devices" where there are several."""
+    one_each = how in ("devices", "auto")
+    return [Placement([device]) for device in jax.local_devices()] if one_each else [Placement()]
 
 
 def run_together(tasks: Sequence[Task], how: str, places: Sequence[Placement]) -> None:

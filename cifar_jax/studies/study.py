@@ -92,6 +92,7 @@ class Study:
     def _check(self, arm: StudyArm, seed: int) -> Any:
         """The arm's resolved recipe. Raises InputError, with the name of the arm, where it cannot be trained."""
         given = {"context": self.options.context, "evaluate": "validation", **self.options.functions}
+        given["executor"] = Executor(execution.placements(self.options.execution)[0])
         try:
             return check(arm.recipe(self.recipe, seed), self.data, **given)
         except InputError as error:
