@@ -131,11 +131,13 @@ def curves_figure(comparison: Comparison) -> Any:
         axes.plot(epochs, values.mean(0), color=colour, linewidth=1.2, label=f"{row.name}{' (base)' * row.is_base}")
         axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
         drawn = True
+    if not drawn:
+        return None
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation accuracy (%)")
     axes.legend(fontsize=7, frameon=False, loc="lower right")
-    return figure if drawn else None
+    return figure
 
 
 def _mean(axes: Any, row: Row, form: Form, place: float, colour: str, horizontal: bool) -> None:
