@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,59 +10,22 @@ import optax
 
 from cifar_jax.errors import InputError
 
-Groups = tuple[tuple[Any, ...], ...]
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """The parameters whose whole path, such as "Convolution_0/kernel", matches a regular expression."""
+
+    pattern: str
+    learning_rate_factor: float  # 0 freezes
+    weight_decay_factor: float
+    epochs: float = 0.0  # the schedule ends there, and the group is frozen from then on; 0 stands for those of the run
 
 
-def grouped(
-    groups: Groups, make: Callable[[float, float, float], optax.GradientTransformation], field: str = "groups"
-) -> optax.GradientTransformation:
-    """make(learning-rate factor, weight-decay factor, epochs) for each group (pattern, *those); a learning rate of 0
-    freezes. A group need not name its epochs: then they are 0, which stands for those of the run.
+def parameter_groups(groups: Any, field: str = "groups") -> list[ParameterGroup]:
+    """Those of a recipe field, which holds tuples (pattern, learning-rate factor, weight-decay factor[, epochs]).
 
-    A pattern is a regular expression that matches a parameter's whole path, such as "Convolution_0/kernel"; `field` is
-    the recipe's name of the groups.
-
-    Raises InputError where a parameter matches no pattern or two, or a pattern no parameter.
+    Raises InputError, with the name of the field, where a tuple has another form.
     """
-    if not groups:
-        return make(1.0, 1.0, 0.0)
-    _check(groups, field)
-
-    def labels(params: Any) -> Any:
-        paths = _paths(params)
-        for pattern, *_ in groups:
-            if not any(re.fullmatch(pattern, path) for path in jax.tree.leaves(paths)):
-                known = ", ".join(jax.tree.leaves(paths))
-                raise InputError(f"{field}: pattern '{pattern}' matches no parameter; there are {known}")
-        return jax.tree.map(label, paths)
-
-    def label(path: str) -> str:
-        fitting = [str(number) for number, (pattern, *_) in enumerate(groups) if re.fullmatch(pattern, path)]
-        if len(fitting) != 1:
-            patterns = ", ".join(f"'{pattern}'" for pattern, *_ in groups)
-            raise InputError(f"{field}: parameter '{path}' matches {len(fitting)} of {patterns}; it must match one")
-        return fitting[0]
-
-    def own(rate: float, decay: float, epochs: float = 0.0) -> optax.GradientTransformation:
-        return make(rate, decay, epochs) if rate else optax.set_to_zero()
-
-    return optax.partition({str(number): own(*rest) for number, (_, *rest) in enumerate(groups)}, labels)
-
-
-def frozen_groups(groups: Groups, epoch: float) -> tuple[str, ...]:
-    """The patterns of the groups that do not train from `epoch` on: their factor is 0, or their epochs are over."""
-    _check(groups)
-    over = lambda epochs: bool(epochs) and 0 < epochs[0] <= epoch
-    return tuple(pattern for pattern, rate, _, *epochs in groups if not rate or over(epochs))
-
-
-def stop_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
-    """The parameters, those whose path matches a pattern as constants: what only their gradients need falls away."""
-    stop = lambda leaf, path: jax.lax.stop_gradient(leaf) if any(re.fullmatch(p, path) for p in patterns) else leaf
-    return jax.tree.map(stop, params, _paths(params)) if patterns else params
-
-
-def _check(groups: Groups, field: str = "groups") -> None:
     for group in groups:
         if not (isinstance(group, tuple) and [type(part) for part in group[:1]] == [str] and len(group) in (3, 4)):
             form = "(pattern, learning-rate factor, weight-decay factor) or the same and epochs"
@@ -74,6 +38,49 @@ def _check(groups: Groups, field: str = "groups") -> None:
             raise InputError(
                 f"{field} holds the pattern '{group[0]}', which is no regular expression: {error}"
             ) from None
+    return [ParameterGroup(*group) for group in groups]
+
+
+def grouped(
+    groups: Any, make: Callable[[ParameterGroup], optax.GradientTransformation], field: str = "groups"
+) -> optax.GradientTransformation:
+    """The transformations of all groups together; `field` is the recipe's name of the groups.
+
+    Raises InputError where a parameter matches no pattern or two, or a pattern no parameter.
+    """
+    if not groups:
+        return make(ParameterGroup(".*", 1.0, 1.0))
+    chosen = parameter_groups(groups, field)
+
+    def labels(params: Any) -> Any:
+        paths = _paths(params)
+        for group in chosen:
+            if not any(re.fullmatch(group.pattern, path) for path in jax.tree.leaves(paths)):
+                known = ", ".join(jax.tree.leaves(paths))
+                raise InputError(f"{field}: pattern '{group.pattern}' matches no parameter; there are {known}")
+        return jax.tree.map(label, paths)
+
+    def label(path: str) -> str:
+        fitting = [str(number) for number, group in enumerate(chosen) if re.fullmatch(group.pattern, path)]
+        if len(fitting) != 1:
+            patterns = ", ".join(f"'{group.pattern}'" for group in chosen)
+            raise InputError(f"{field}: parameter '{path}' matches {len(fitting)} of {patterns}; it must match one")
+        return fitting[0]
+
+    own = lambda group: make(group) if group.learning_rate_factor else optax.set_to_zero()
+    return optax.partition({str(number): own(group) for number, group in enumerate(chosen)}, labels)
+
+
+def frozen_patterns(groups: Any, epoch: float) -> tuple[str, ...]:
+    """The patterns of the groups that do not train from `epoch` on: their factor is 0, or their epochs are over."""
+    over = lambda group: 0 < group.epochs <= epoch
+    return tuple(group.pattern for group in parameter_groups(groups) if not group.learning_rate_factor or over(group))
+
+
+def stop_gradients(params: Any, patterns: tuple[str, ...]) -> Any:
+    """The parameters, those whose path matches a pattern as constants: what only their gradients need falls away."""
+    stop = lambda leaf, path: jax.lax.stop_gradient(leaf) if any(re.fullmatch(p, path) for p in patterns) else leaf
+    return jax.tree.map(stop, params, _paths(params)) if patterns else params
 
 
 def _paths(params: Any) -> Any:

@@ -9,7 +9,7 @@ from cifar_jax.recipe import build
 from cifar_jax.training.gradients import value_and_gradient
 from cifar_jax.training.keys import Purpose, key
 from cifar_jax.training.losses import LOSSES
-from cifar_jax.training.parameter_groups import frozen_groups, stop_gradients
+from cifar_jax.training.parameter_groups import frozen_patterns, stop_gradients
 from cifar_jax.training.state import TrainState, apply_in_training, model
 from cifar_jax.training.update import optimizer
 
@@ -24,7 +24,7 @@ def select(recipe: Any, state: TrainState, inputs: Array, targets: Array) -> tup
     dropout_key = jax.random.fold_in(jax.random.fold_in(key(recipe, Purpose.STEP), state.step), 1)
 
     def hardest(params):
-        trained = stop_gradients(params, frozen_groups(recipe.selection.groups, 0))
+        trained = stop_gradients(params, frozen_patterns(recipe.selection.groups, 0))
         module = model(recipe, "proxy")
         logits, batch_stats = apply_in_training(module, trained, state.proxy["batch_stats"], inputs, dropout_key)
         losses = build(LOSSES, recipe.loss, "loss", logits=logits, targets=targets)

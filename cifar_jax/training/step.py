@@ -15,7 +15,7 @@ from cifar_jax.training.averaging import average_epoch, average_step
 from cifar_jax.training.gradients import batch_size, gradients_of
 from cifar_jax.training.keys import Purpose, key
 from cifar_jax.training.objectives import Batch, objective_of
-from cifar_jax.training.parameter_groups import frozen_groups
+from cifar_jax.training.parameter_groups import frozen_patterns
 from cifar_jax.training.schedules import learning_rate, steps_per_epoch
 from cifar_jax.training.selection import select
 from cifar_jax.training.state import TrainState, apply_in_training, model
@@ -37,7 +37,7 @@ TRAIN_ALL = Phase()
 
 def phase_of(recipe: Recipe, epoch: int) -> Phase:
     """What holds in an epoch, counted from 0."""
-    return Phase(frozen_groups(recipe.groups, epoch))
+    return Phase(frozen_patterns(recipe.groups, epoch))
 
 
 def identity(tree: Any) -> Any:
@@ -74,7 +74,7 @@ def train_step(
         apply = lambda inputs, batch_stats, key: apply_in_training(model(recipe), params, batch_stats, inputs, key)
         return objective.losses(recipe, apply, batch_stats, part, context, part_key)
 
-    frozen = phase.frozen or frozen_groups(recipe.groups, 0)
+    frozen = phase.frozen or frozen_patterns(recipe.groups, 0)
     result = gradients_of(recipe, losses, state.params, state.batch_stats, inputs, model_key, frozen)
     # Update
     updates, opt_state = optimizer(recipe, state.step).update(result.gradients, state.opt_state, state.params)

@@ -9,7 +9,7 @@ import optax
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import build, override, parameters
 from cifar_jax.training.optimizers import OPTIMIZERS
-from cifar_jax.training.parameter_groups import grouped
+from cifar_jax.training.parameter_groups import ParameterGroup, grouped
 from cifar_jax.training.schedules import learning_rate, steps_per_epoch
 
 
@@ -19,17 +19,19 @@ def optimizer(recipe: Any, step: jax.Array | int, section: str = "model") -> opt
     chosen = recipe.optimizer
     groups, field = (recipe.groups, "groups") if section == "model" else (recipe.selection.groups, "selection.groups")
 
-    def make(rate_factor: float, decay_factor: float, epochs: float) -> optax.GradientTransformation:
-        rate = learning_rate(recipe, step, epochs)
-        changes: dict[str, Any] = {"optimizer.learning_rate": rate * rate_factor}
-        if decay_factor != 1:
+    def make(group: ParameterGroup) -> optax.GradientTransformation:
+        rate = learning_rate(recipe, step, group.epochs)
+        changes: dict[str, Any] = {"optimizer.learning_rate": rate * group.learning_rate_factor}
+        if (factor := group.weight_decay_factor) != 1:
             known = parameters(OPTIMIZERS.get(chosen.name, chosen.name))
             decay = chosen.get("weight_decay", known.get("weight_decay"))
             if decay is None:
-                raise InputError(f"{field} holds a weight-decay factor of {decay_factor}; the optimizer has no decay")
-            changes["optimizer.weight_decay"] = decay * decay_factor
+                raise InputError(f"{field} holds a weight-decay factor of {factor}; the optimizer has no decay")
+            changes["optimizer.weight_decay"] = decay * factor
         made = build(OPTIMIZERS, override(recipe, changes).optimizer, "optimizer")
-        return _until(made, jnp.asarray(step) < epochs * steps_per_epoch(recipe)) if epochs else made
+        if not group.epochs:
+            return made
+        return _until(made, jnp.asarray(step) < group.epochs * steps_per_epoch(recipe))
 
     transformation = grouped(groups, make, field)
     if recipe.gradient_clip_norm:

@@ -14,7 +14,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.recipe import build, freeze, from_json, override, to_json
 from cifar_jax.training.check import check
 from cifar_jax.training.optimizers import DECAYED, OPTIMIZERS, orthogonal
-from cifar_jax.training.parameter_groups import frozen_groups
+from cifar_jax.training.parameter_groups import frozen_patterns
 from cifar_jax.training.schedules import SCHEDULES
 from cifar_jax.training.state import model_inputs
 from cifar_jax.training.update import optimizer
@@ -365,10 +365,10 @@ def test_a_decay_factor_multiplies_the_default_of_the_callers_function():
 
 def test_frozen_names_the_groups_that_train_no_more():
     groups = (("a", 1.0, 1.0), ("b", 0.0, 1.0), ("c", 1.0, 1.0, 1.5), ("d", 1.0, 1.0, 0.0))
-    assert frozen_groups((), 5) == ()
-    assert [frozen_groups(groups, epoch) for epoch in (0, 1, 2, 9)] == [("b",), ("b",), ("b", "c"), ("b", "c")]
+    assert frozen_patterns((), 5) == ()
+    assert [frozen_patterns(groups, epoch) for epoch in (0, 1, 2, 9)] == [("b",), ("b",), ("b", "c"), ("b", "c")]
     with pytest.raises(InputError, match="a group is"):
-        frozen_groups((("a", 1.0),), 0)
+        frozen_patterns((("a", 1.0),), 0)
 
 
 def test_a_group_is_frozen_after_its_epochs_whatever_the_schedule():

@@ -19,7 +19,7 @@ from cifar_jax.training import losses
 from cifar_jax.training.check import check
 from cifar_jax.training.gradients import gradients_of
 from cifar_jax.training.keys import Purpose, key
-from cifar_jax.training.parameter_groups import frozen_groups
+from cifar_jax.training.parameter_groups import frozen_patterns
 from cifar_jax.training.state import model_inputs
 from cifar_jax.training.step import Phase
 from tests import made
@@ -436,7 +436,7 @@ def test_frozen_parameters_cost_no_gradients_and_the_others_train_as_before():
     images, labels = map(jnp.asarray, whole())
     state = made.init(recipe)
     late = state.replace(step=jnp.int32(8))  # two epochs are over: both groups of convolutions are frozen
-    patterns = frozen_groups(recipe.groups, 2)
+    patterns = frozen_patterns(recipe.groups, 2)
     assert patterns == ("Convolution_0/.*", "Convolution_1/.*")
     epoch = lambda patterns: lambda state: training.train_epoch(recipe, state, images, labels, phase=Phase(patterns))
     (slow, _), (fast, _) = (jit(epoch(frozen))(late) for frozen in ((), patterns))
