@@ -24,8 +24,8 @@ PACKAGES: dict[str, list[str]] = {
     "data": ["source", "download", "cifar", "digits", "store", "check", "arrays"],
     "runs": [
         "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
-        "describe", "history", "stopping", "classifier", "workdir", "light", "evaluate", "teacher", "pretrained",
-        "loop", "fit",
+        "describe", "history", "stopping", "calibration", "classifier", "workdir", "light", "evaluate", "teacher",
+        "pretrained", "loop", "fit",
     ],
     "studies": [
         "statistics", "study_file", "records", "tables", "compare", "definition", "execution", "plan", "progress",
