@@ -1,4 +1,4 @@
-"""Are the probabilities right? Temperature scaling, and what it changes (Guo et al. 2017, arXiv 1706.04599). NumPy only.
+"""Are the probabilities right? Temperature scaling, and what it changes (Guo et al. 2017, arXiv 1706.04599).
 
 probabilities are float [N, C], labels int [N]. A temperature T divides the logits; of probabilities, whose logits are
 known up to a constant, it is p ** (1 / T), normalised.
