@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cifar_jax.models.kernels import forward_mode
     from cifar_jax.process import prepare_process
     from cifar_jax.recipe import override
+    from cifar_jax.reports.report import report
+    from cifar_jax.runs.calibrate import calibrate
     from cifar_jax.runs.classifier import Classifier
     from cifar_jax.runs.evaluate import evaluate
     from cifar_jax.runs.events import Event
@@ -41,6 +43,7 @@ MODULES = {
     "Run": "runs.workdir",
     "Split": "data.arrays",
     "ablate": "studies.sweep",
+    "calibrate": "runs.calibrate",
     "compare": "studies.compare",
     "dataset": "data.arrays",
     "evaluate": "runs.evaluate",
@@ -51,6 +54,7 @@ MODULES = {
     "load_run": "runs.workdir",
     "override": "recipe",
     "prepare_process": "process",
+    "report": "reports.report",
     "sweep": "studies.sweep",
 }
 
@@ -63,6 +67,7 @@ __all__ = [
     "Run",
     "Split",
     "ablate",
+    "calibrate",
     "compare",
     "dataset",
     "evaluate",
@@ -73,6 +78,7 @@ __all__ = [
     "load_run",
     "override",
     "prepare_process",
+    "report",
     "sweep",
 ]
 

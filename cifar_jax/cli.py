@@ -37,6 +37,7 @@ COMMANDS = {
     "ablate": Command("ablate", "train a recipe and changed ones with many seeds, and compare", takes_fields=True),
     "sweep": Command("sweep", "train all combinations of values with many seeds, and compare", takes_fields=True),
     "compare": Command("compare", "compare finished runs and studies, with statistics"),
+    "report": Command("report", "a page of HTML about a run, or about several runs and studies"),
     "describe": Command("describe", "describe a recipe or a model without training it", takes_fields=True),
 }
 FIELD_FORM = "--config.FIELD=VALUE"

@@ -24,14 +24,14 @@ PACKAGES: dict[str, list[str]] = {
     "data": ["source", "download", "cifar", "digits", "store", "check", "arrays"],
     "runs": [
         "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
-        "describe", "history", "stopping", "calibration", "classifier", "workdir", "light", "evaluate", "teacher",
-        "pretrained", "loop", "fit",
+        "describe", "history", "stopping", "calibration", "classifier", "workdir", "light", "evaluate", "calibrate",
+        "teacher", "pretrained", "loop", "fit",
     ],
     "studies": [
         "statistics", "study_file", "records", "tables", "compare", "definition", "execution", "plan", "progress",
         "study", "sweep",
     ],
-    "reports": ["plots"],
+    "reports": ["figures", "plots", "gallery", "run_report", "report"],
     "commands": ["values", "studies", "*"],
     "cli": [],
     "__main__": [],

@@ -11,26 +11,22 @@ from typing import Any
 import numpy as np
 
 from cifar_jax.errors import InputError
+from cifar_jax.reports.figures import COLOURS, new_figure
 from cifar_jax.runs.log import read_metrics
 from cifar_jax.studies.compare import Comparison, Row
 from cifar_jax.studies.tables import Form, form_of
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")  # Okabe and Ito 2008
 MOST_CURVES = len(COLOURS)
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
     """Writes the plots and returns their files. Raises InputError where matplotlib is missing or a file cannot be
     written."""
-    figures = {"arms": arms_figure(comparison)}
-    if axes := grid_axes(comparison):
-        figures |= {f"axis_{name}": axis_figure(comparison, axes, name) for name in axes}
-    if (curves := curves_figure(comparison)) is not None:
-        figures["curves"] = curves
     paths = []
+    drawn = figures(comparison)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
+        for name, figure in drawn.items():
             for suffix in ("png", "svg"):
                 paths.append(folder / f"{name}.{suffix}")
                 figure.savefig(paths[-1], dpi=150)
@@ -41,19 +37,14 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
     return paths
 
 
-def new_figure(width: float, height: float) -> tuple[Any, Any]:
-    """A figure in inches and its axes, without the global state of pyplot."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        remedy = "install it with pip install -c constraints.txt -e '.[report]'"
-        raise InputError(f"plots need matplotlib, which is not installed; {remedy}") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    return figure, axes
+def figures(comparison: Comparison) -> dict[str, Any]:
+    """Name -> figure: "arms", "axis_<field>" for each axis of a grid, and "curves" where the runs keep a history."""
+    found = {"arms": arms_figure(comparison)}
+    if axes := grid_axes(comparison):
+        found |= {f"axis_{name}": axis_figure(comparison, axes, name) for name in axes}
+    if (curves := curves_figure(comparison)) is not None:
+        found["curves"] = curves
+    return found
 
 
 def arms_figure(comparison: Comparison) -> Any:

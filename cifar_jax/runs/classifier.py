@@ -26,6 +26,7 @@ class Classifier:
     recipe: Any  # FrozenConfigDict, resolved
     weights: dict[str, Any]  # {"params", "batch_stats"}, those that are evaluated
     classes: tuple[str, ...]
+    temperature: float = 1.0  # see `calibrate`; logits are divided by it before they become probabilities
 
     def logits(self, images: np.ndarray, views: str | None = None) -> np.ndarray:
         """float32 [N, classes]; `views` as in training.augment.VIEWS, the recipe's if None.
@@ -36,8 +37,8 @@ class Classifier:
         return self._in_batches(program, images, len(self.classes))
 
     def probabilities(self, images: np.ndarray, views: str | None = None) -> np.ndarray:
-        """The softmax of the logits, float32 [N, classes]."""
-        scores = self.logits(images, views)
+        """The softmax of the logits over the temperature, float32 [N, classes]."""
+        scores = self.logits(images, views) / np.float32(self.temperature)
         powers = np.exp(scores - scores.max(-1, keepdims=True, initial=-np.inf))
         return powers / powers.sum(-1, keepdims=True)
 

@@ -51,7 +51,7 @@ def evaluate_and_predict(
     if split not in SPLITS:
         raise InputError(f"split '{split}' is unknown; it is one of {', '.join(SPLITS)}")
     check_predicts(run.recipe, split)
-    images, labels = _select(run, split, data, data_dir, progress)
+    images, labels = select(run, split, data, data_dir, progress)
     placement = placement or Placement()
     weights = placement.put(evaluated_weights(run.state))
     placed = placement.put((images, labels))
@@ -72,7 +72,7 @@ def check_predicts(recipe: Any, split: str) -> None:
         )
 
 
-def _select(
+def select(
     run: Run, split: str, data: Mapping[str, Any] | None, data_dir: Any, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels of a split, known to be those of the run."""

@@ -5,8 +5,7 @@ import shutil
 from pathlib import Path
 
 from cifar_jax.runs.checkpoint import Checkpoints
-from cifar_jax.runs.files import digest_of_json, write_json
-from cifar_jax.runs.workdir import light, load_run, locked, read_record
+from cifar_jax.runs.workdir import light, load_run, locked, read_record, update_record
 
 
 def lighten(workdir: Path) -> None:
@@ -24,8 +23,7 @@ def lighten(workdir: Path) -> None:
             if (workdir / "light" / name).exists():
                 shutil.rmtree(workdir / name, ignore_errors=True)
                 os.replace(workdir / "light" / name, workdir / name)
-        record["light"] = True
-        write_json(workdir / "run.json", record | {"digest": digest_of_json(record)})
+        update_record(workdir, light=True)
         shutil.rmtree(workdir / "light")
 
 

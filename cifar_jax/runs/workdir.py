@@ -58,10 +58,11 @@ class Run:
     evaluation: Evaluation | None  # of the test split, or of the validation split where that was asked for
     digests: dict[str, str]  # of each split of the data that the run has seen
     reason: str | None = None  # why it is complete: "finished", "early stopping" or "stopped"; None if it is not
+    temperature: float = 1.0  # of the probabilities, see `calibrate`
 
     @functools.cached_property
     def classifier(self) -> Classifier:
-        return Classifier(self.recipe, training.evaluated_weights(self.state), self.classes)
+        return Classifier(self.recipe, training.evaluated_weights(self.state), self.classes, self.temperature)
 
     def logits(self, images: np.ndarray, views: str | None = None) -> np.ndarray:
         """As `Classifier.logits`."""
@@ -253,6 +254,7 @@ def load_run(workdir: str | Path, which: str | None = None, **functions: Any) ->
         evaluation=read_evaluation(workdir, "test") or read_evaluation(workdir, "validation"),
         digests=record["data"],
         reason=record["reason"],
+        temperature=record.get("temperature", 1.0),
     )
 
 
@@ -269,7 +271,8 @@ def load_classifier(workdir: str | Path, which: str | None = None, **functions: 
     like = light(like).replace(step=None)
     like = like.replace(params=None, batch_stats=None) if like.average else like.replace(average=None)
     state = _restore(workdir, recipe, record, like, which)
-    return Classifier(recipe, training.evaluated_weights(state), read_classes(workdir, record))
+    weights = training.evaluated_weights(state)
+    return Classifier(recipe, weights, read_classes(workdir, record), record.get("temperature", 1.0))
 
 
 def _stored(workdir: Path, functions: Mapping[str, Any]) -> tuple[dict[str, Any], FrozenConfigDict]:
@@ -333,6 +336,12 @@ def read_predictions(workdir: Path, split: str) -> SplitPredictions | None:
         return None
     with np.load(workdir / name, allow_pickle=False) as arrays:
         return SplitPredictions(arrays["labels"], arrays["probabilities"])
+
+
+def update_record(workdir: Path, **facts: Any) -> None:
+    """Adds facts to run.json of a run that exists; use it inside `locked`."""
+    record = (read_record(workdir) or {}) | facts
+    write_json(workdir / "run.json", record | {"digest": digest_of_json(record)})
 
 
 @contextlib.contextmanager

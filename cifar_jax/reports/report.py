@@ -1,0 +1,122 @@
+"""report: one page of HTML for a run, or for several runs and studies, without outside resources."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cifar_jax
+from cifar_jax.errors import InputError, nearest
+from cifar_jax.reports import plots
+from cifar_jax.reports.figures import svg
+from cifar_jax.reports.run_report import EMBEDDINGS, RunReport, run_report
+from cifar_jax.runs.files import write_bytes
+from cifar_jax.runs.workdir import load_run
+from cifar_jax.studies.compare import Comparison, compare
+from cifar_jax.studies.study_file import read_study
+from cifar_jax.studies.tables import Table
+from cifar_jax.training.metrics import Evaluation
+
+TEXTS = {
+    "arms": "Points are runs, bars 95% intervals of the mean; the dashed line is the mean of the base.",
+    "curves": "Mean of the runs; the band is their range.",
+}
+
+
+@dataclass
+class ComparisonPart:
+    tables: list[Table]
+    sentences: list[str]
+    figures: list[tuple[str, str, str]]
+
+
+def report(
+    paths: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    data: Mapping[str, Any] | None = None,
+    data_dir: str | Path | None = None,
+    metric: str = "validation_accuracy",
+    embedding: str = "pca",
+    progress: bool = True,
+) -> Path:
+    """Writes report.html for a run (its workdir), or for several runs or studies, and returns its path.
+
+    out: the folder of the page; that of the run or study if not given. data: as for `fit`, where the run had the
+    caller's own. metric: what several runs are compared by. embedding: "pca", "tsne" or "none".
+
+    Raises InputError where a path holds no run, or a library is missing.
+    """
+    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not given:
+        raise InputError("there is nothing to report; give the folder of a run or a study")
+    if embedding not in EMBEDDINGS:
+        raise InputError(f"embedding is '{embedding}'{nearest(embedding, EMBEDDINGS)}")
+    if out is None and len(given) > 1:
+        raise InputError("a report of several runs needs a folder; give out='reports/NAME'")
+    runs: list[RunReport] = []
+    comparison = None
+    if len(given) == 1 and not read_study(given[0]) and (given[0] / "run.json").exists():
+        options: dict[str, Any] = {"data": data, "data_dir": data_dir, "embedding": embedding, "progress": progress}
+        runs = [run_report(load_run(given[0]), **options)]
+    else:
+        comparison = comparison_part(compare(given, metric=metric))
+    path = Path(out or given[0]) / "report.html"
+    write_bytes(path, page(runs, comparison, " and ".join(map(str, given))).encode())
+    return path
+
+
+def comparison_part(comparison: Comparison) -> ComparisonPart:
+    """Tables, conclusions and plots of `compare`."""
+    names = {"arms": "Arms", "curves": "Learning curves"}
+    figures = []
+    for name, figure in plots.figures(comparison).items():
+        title, text = names.get(name, name.removeprefix("axis_")), TEXTS.get(name, TEXTS["arms"])
+        figures.append((title, svg(figure, f"{title}. {text}"), text))
+    return ComparisonPart(comparison.tables(), comparison.sentences(), figures)
+
+
+def class_table(evaluation: Evaluation) -> Table:
+    """Precision, recall and F1 of each class."""
+    columns = zip(evaluation.precision, evaluation.recall, evaluation.f1, strict=True)
+    figures = [tuple(f"{value:.2%}" for value in values) for values in columns]
+    counts = [f"{count:,}" for count in evaluation.confusion_matrix.sum(1)]
+    rows = [(name, *line, count) for name, line, count in zip(evaluation.classes, figures, counts, strict=True)]
+    means = [f"{value:.2%}" for value in (evaluation.macro_precision, evaluation.macro_recall, evaluation.macro_f1)]
+    title = f"Each class on the {evaluation.split} split: accuracy {evaluation.accuracy:.2%}"
+    return Table(title, ("class", "precision", "recall", "F1", "images"),
+                 (*rows, ("macro mean", *means, f"{evaluation.count:,}")))  # fmt: skip
+
+
+def calibration_table(run: RunReport) -> Table:
+    rows = [
+        (name, f"{found.expected_calibration_error:.2%}", f"{found.loss:.4f}", f"{found.brier_score:.4f}")
+        for name, found in run.calibration
+    ]
+    header = ("", "expected calibration error", "negative log-likelihood", "Brier score")
+    return Table("Calibration, by a temperature that was fitted on the validation split", header, tuple(rows))
+
+
+def page(runs: Sequence[RunReport], comparison: ComparisonPart | None, title: str) -> str:
+    """The page. Raises InputError where Jinja2 is missing."""
+    try:
+        import jinja2
+    except ImportError as error:
+        remedy = "install it with pip install -c constraints.txt -e '.[report]'"
+        raise InputError(f"reports need Jinja2, which is not installed; {remedy}") from error
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
+        "report.html"
+    )
+    shown = [
+        {
+            **vars(run),
+            "class_table": class_table(run.evaluation) if run.evaluation else None,
+            "calibration_table": calibration_table(run) if run.calibration else None,
+        }
+        for run in runs
+    ]
+    contents = [("comparison", "Comparison")] if comparison else []
+    contents += [(f"run{number}", run.name) for number, run in enumerate(runs, 1)]
+    version = cifar_jax.__version__
+    return template.render(title=title, runs=shown, comparison=comparison, contents=contents, version=version)

@@ -1,0 +1,261 @@
+"""What a report says of one run: curves, errors, calibration, galleries, filters, a map of the embeddings."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cifar_jax.errors import InputError
+from cifar_jax.process import command_line
+from cifar_jax.recipe import flatten, to_json
+from cifar_jax.reports import gallery
+from cifar_jax.reports.figures import COLOURS, INK, new_figure, svg
+from cifar_jax.runs.calibrate import calibrate
+from cifar_jax.runs.calibration import Calibration, calibration, reliability, scale
+from cifar_jax.runs.evaluate import evaluate_and_predict, select
+from cifar_jax.runs.workdir import Run, read_predictions
+from cifar_jax.training.metrics import Evaluation, SplitPredictions
+
+MAPPED = 1000  # images on the map of the embeddings
+EMBEDDINGS = ("pca", "tsne", "none")
+OVERFIT = 0.01  # nats by which the last validation loss must exceed the least for a sentence about it
+
+
+@dataclass
+class Gallery:
+    title: str
+    text: str
+    pictures: list[gallery.Picture]
+
+
+@dataclass
+class RunReport:
+    """The parts of the page; what could not be made is None or empty, and `missing` says why."""
+
+    name: str
+    summary: list[tuple[str, str]]
+    evaluation: Evaluation | None = None
+    figures: list[tuple[str, str, str]] = field(default_factory=list)  # title, SVG, text
+    calibration: list[tuple[str, Calibration]] = field(default_factory=list)
+    galleries: list[Gallery] = field(default_factory=list)
+    classes: list[tuple[str, list[gallery.Picture], list[gallery.Picture]]] = field(default_factory=list)
+    filters: str | None = None
+    recipe: list[tuple[str, str]] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    command: str = ""
+    missing: list[str] = field(default_factory=list)
+
+
+def run_report(
+    run: Run,
+    *,
+    data: Mapping[str, Any] | None = None,
+    data_dir: str | Path | None = None,
+    embedding: str = "pca",
+    progress: bool = True,
+) -> RunReport:
+    """The report of a run. Parts that cannot be made are named in `missing`, in a sentence each."""
+    report = RunReport(name=str(run.workdir or run.recipe.model.name), summary=summary(run))
+    if run.reason is None:
+        report.missing.append("The run is not finished: this is the state of its last checkpoint.")
+    if run.history:
+        report.figures += curves(run)
+    if run.recipe.model and "params" in run.classifier.weights:
+        report.filters = first_filters(run)
+    split = run.evaluation.split if run.evaluation else "validation" if _has_validation(run) else "test"
+    options: dict[str, Any] = {"data": data, "data_dir": data_dir, "progress": progress}
+    try:
+        images, _ = select(run, split, data, data_dir, progress)
+        evaluation, predictions = _predictions(run, split, options)
+        report.evaluation = evaluation
+        add_errors(report, run, images, predictions, evaluation)
+        add_calibration(report, run, predictions, split, options)
+        if embedding != "none":
+            report.figures.append(embedding_map(run, images, predictions.labels, embedding))
+    except InputError as error:
+        report.missing.append(f"Predictions are missing: {error}.")
+    report.recipe = [(path, str(value)) for path, value in sorted(flatten(to_json(run.recipe)).items())]
+    report.facts = facts(run)
+    if run.workdir:
+        report.command = command_line("train", f"--config={run.workdir / 'recipe.json'}", "--workdir=runs/repeated")
+    return report
+
+
+def _has_validation(run: Run) -> bool:
+    return bool(run.recipe.data.validation) or "validation" in run.digests
+
+
+def _predictions(run: Run, split: str, options: Mapping[str, Any]) -> tuple[Evaluation, SplitPredictions]:
+    """Those that the run keeps, or new ones."""
+    if run.workdir and run.evaluation and (kept := read_predictions(run.workdir, split)) is not None:
+        return run.evaluation, kept
+    return evaluate_and_predict(run, split, **options)
+
+
+def summary(run: Run) -> list[tuple[str, str]]:
+    """The first lines of the page."""
+    last, parameters = run.history[-1] if run.history else {}, jax.tree.leaves(run.classifier.weights["params"])
+    lines = [("model", f"{run.recipe.model.name}, {sum(leaf.size for leaf in parameters):,} parameters")]
+    lines.append(("data", f"{run.recipe.data.name}, {run.recipe.data.train_count:,} training images"))
+    lines.append(("training", f"{run.reason or 'not finished'}, epoch {last.get('epoch', 0)} of {run.recipe.epochs}"))
+    if run.evaluation:
+        seen = run.evaluation
+        lines.append((f"{seen.split} accuracy", f"{seen.accuracy:.2%} of {seen.count:,} images"))
+    if seconds := sum(line["seconds"] for line in run.history):
+        lines.append(("time", f"{seconds / 60:.1f} min of training"))
+    return lines
+
+
+def overfitting(history: Sequence[Mapping[str, Any]]) -> str:
+    """From which epoch on the validation loss rises while that of training falls, and by how much; "" if unknown."""
+    losses = [line["validation_loss"] for line in history]
+    if not losses or None in losses:
+        return ""
+    least = int(np.argmin(losses))
+    if losses[-1] - losses[least] < OVERFIT:
+        return f"The validation loss is lowest in epoch {least + 1}; the run does not overfit."
+    change = f"{losses[least]:.3f} to {losses[-1]:.3f}"
+    train = f"{history[least]['train_loss']:.3f} to {history[-1]['train_loss']:.3f}"
+    return (
+        f"The run overfits from epoch {least + 1} on: the validation loss rises from {change} while the training loss"
+        f" goes from {train}."
+    )
+
+
+def curves(run: Run) -> list[tuple[str, str, str]]:
+    """Loss and accuracy in training and validation, and the learning rate."""
+    epochs = [line["epoch"] for line in run.history]
+    column = lambda name: [line.get(name) for line in run.history]  # of Any: a column holds numbers, or only None
+    figure, (left, middle, right) = new_figure(9.5, 2.9, columns=3)
+    for axes, name, factor in ((left, "loss", 1), (middle, "accuracy", 100)):
+        for split, colour in (("train", COLOURS[0]), ("validation", COLOURS[1])):
+            values: list[Any] = column(f"{split}_{name}")
+            if None not in values:
+                scaled = [factor * value for value in values]
+                axes.plot(
+                    epochs, scaled, color=colour, linewidth=1.5, marker="." if len(epochs) < 20 else "", label=split
+                )
+        axes.set_title(f"{name} (%)" if factor == 100 else name, fontsize=10)
+    left.legend(fontsize=8, frameon=False)
+    right.plot(epochs, column("learning_rate"), color=COLOURS[2], linewidth=1.5)
+    right.set_title("learning rate", fontsize=10)
+    for axes in (left, middle, right):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    text = overfitting(run.history)
+    return [
+        ("Learning curves", svg(figure, f"Loss, accuracy and learning rate over {len(epochs)} epochs. {text}"), text)
+    ]
+
+
+def confusion_figure(evaluation: Evaluation) -> tuple[str, str, str]:
+    """Shares of each true class, in percent."""
+    matrix, classes = evaluation.confusion_matrix, evaluation.classes
+    shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    size = min(9.0, 2.2 + 0.5 * len(classes))
+    figure, axes = new_figure(size, size)
+    axes.grid(False)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.ndindex(*matrix.shape) if len(classes) <= 20 else ():
+        if matrix[row, column]:
+            colour = "white" if shares[row, column] > 50 else "#222222"
+            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", fontsize=8)
+    axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    wrong = matrix - np.diag(np.diag(matrix))
+    row, column = np.unravel_index(wrong.argmax(), wrong.shape)
+    text = f"In percent of each true class. The most frequent error: {wrong[row, column]} images of {classes[row]}"
+    text += f" are taken for {classes[column]}." if wrong.any() else " are wrong."
+    return "Confusion matrix", svg(figure, f"Confusion matrix. {text}"), text
+
+
+def add_errors(
+    report: RunReport, run: Run, images: np.ndarray, predictions: SplitPredictions, evaluation: Evaluation
+) -> None:
+    """The confusion matrix and the galleries."""
+    labels, probabilities = predictions.labels, predictions.probabilities
+    shown = lambda chosen: [gallery.picture(images[i], labels[i], probabilities[i], run.classes) for i in chosen]
+    report.figures.append(confusion_figure(evaluation))
+    report.galleries = [
+        Gallery("The most confident errors", "Wrong, with the highest probability.",
+                shown(gallery.confident_errors(labels, probabilities))),
+        Gallery("The least confident successes", "Correct, with the lowest probability.",
+                shown(gallery.doubtful_successes(labels, probabilities))),
+    ]  # fmt: skip
+    for label, name in enumerate(run.classes):
+        typical, hardest = gallery.of_class(labels, probabilities, label)
+        report.classes.append((name, shown(typical), shown(hardest)))
+
+
+def add_calibration(
+    report: RunReport, run: Run, predictions: SplitPredictions, split: str, options: Mapping[str, Any]
+) -> None:
+    """Figures and diagram before and after a temperature that was fitted on the validation split."""
+    temperatures = [("as trained", 1.0)]
+    if _has_validation(run):
+        _, fitted = calibrate(run, **options)
+        temperatures.append((f"temperature {fitted.temperature:.3f}", fitted.temperature))
+    else:
+        report.missing.append("There is no temperature: the run has no validation split to fit it on.")
+    labels, probabilities = predictions.labels, predictions.probabilities
+    report.calibration = [(name, calibration(probabilities, labels, at)) for name, at in temperatures]
+    figure, axes = new_figure(4.2, 3.6)
+    axes.plot([0, 100], [0, 100], color=INK, linewidth=0.8, linestyle="--")
+    for (name, at), colour in zip(temperatures, COLOURS, strict=False):
+        found = reliability(scale(probabilities, at), labels)
+        filled = found.counts > 0
+        confidence, accuracy = 100 * found.confidences[filled], 100 * found.accuracies[filled]
+        axes.plot(confidence, accuracy, color=colour, marker="o", markersize=4, linewidth=1.2, label=name)
+    axes.set_xlabel("mean probability of the prediction (%)")
+    axes.set_ylabel("accuracy (%)")
+    axes.legend(fontsize=8, frameon=False)
+    errors = "; ".join(f"{name}: {found.expected_calibration_error:.2%}" for name, found in report.calibration)
+    text = f"On the {split} split. Expected calibration error: {errors}."
+    report.figures.append(("Reliability", svg(figure, f"Reliability diagram. {text}"), text))
+
+
+def first_filters(run: Run) -> str | None:
+    """The filters of the first convolution on images, as a data URI; None where there is none."""
+    channels = run.recipe.data.image_shape[-1]
+    for leaf in jax.tree.leaves(run.classifier.weights["params"]):
+        if leaf.ndim == 4 and leaf.shape[2] == channels and min(leaf.shape[:2]) > 1 and channels in (1, 3):
+            return gallery.data_uri(gallery.filters(np.asarray(leaf, np.float32)))
+    return None
+
+
+def embedding_map(run: Run, images: np.ndarray, labels: np.ndarray, method: str) -> tuple[str, str, str]:
+    """At most MAPPED images in two dimensions, coloured by class. Raises InputError where the model has no head."""
+    chosen = np.random.RandomState(0).permutation(len(images))[:MAPPED]
+    embeddings = run.classifier.embeddings(images[chosen])
+    centred = embeddings - embeddings.mean(0)
+    if method == "tsne":
+        from sklearn.manifold import TSNE
+
+        places, text = TSNE(init="pca", random_state=0).fit_transform(centred), "t-SNE"
+    else:
+        left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+        explained = (singular[:2] ** 2).sum() / max((singular**2).sum(), 1e-12)
+        places, text = left[:, :2] * singular[:2], f"principal components, {explained:.0%} of the variance"
+    figure, axes = new_figure(6.2, 4.4)
+    axes.grid(False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for number, name in enumerate(run.classes[:20]):
+        own = labels[chosen] == number
+        marker, colour = "os^Dv"[number // 7 % 5], COLOURS[(0, 1, 2, 3, 4, 5, 7)[number % 7]]
+        axes.scatter(*places[own].T, s=9, color=colour, marker=marker, alpha=0.7, linewidths=0, label=name)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    text = f"The input of the last layer of {len(chosen):,} images: {text}."
+    return "Map of the embeddings", svg(figure, f"Map of the embeddings. {text}"), text
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What the run was made of."""
+    digests = [(f"data, {split}", digest) for split, digest in sorted(run.digests.items())]
+    return [*digests, ("read by", f"Python {platform.python_version()}, jax {jax.__version__}")]
