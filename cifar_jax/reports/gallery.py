@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 SHOWN = 24  # images of a gallery
 OF_CLASS = 6  # most typical, and hardest, of each class
@@ -23,6 +22,8 @@ class Picture:
 
 def data_uri(image: np.ndarray) -> str:
     """A PNG of uint8 [H, W, 1 or 3] as a data URI."""
+    from PIL import Image
+
     stream = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(stream, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
