@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cifar_jax.reports.report import report
     from cifar_jax.runs.calibrate import calibrate
     from cifar_jax.runs.classifier import Classifier
-    from cifar_jax.runs.evaluate import evaluate
+    from cifar_jax.runs.evaluate import evaluate, predictions
     from cifar_jax.runs.events import Event
     from cifar_jax.runs.fit import fit
     from cifar_jax.runs.recipes import load_recipe
@@ -53,6 +53,7 @@ MODULES = {
     "load_recipe": "runs.recipes",
     "load_run": "runs.workdir",
     "override": "recipe",
+    "predictions": "runs.evaluate",
     "prepare_process": "process",
     "report": "reports.report",
     "sweep": "studies.sweep",
@@ -77,6 +78,7 @@ __all__ = [
     "load_recipe",
     "load_run",
     "override",
+    "predictions",
     "prepare_process",
     "report",
     "sweep",

@@ -28,8 +28,8 @@ PACKAGES: dict[str, list[str]] = {
         "teacher", "pretrained", "loop", "fit",
     ],
     "studies": [
-        "statistics", "study_file", "records", "tables", "compare", "definition", "execution", "plan", "progress",
-        "study", "sweep",
+        "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
+        "plan", "progress", "study", "sweep",
     ],
     "reports": ["figures", "plots", "gallery", "run_report", "report"],
     "commands": ["values", "studies", "*"],

@@ -289,7 +289,7 @@ def test_an_ablation_from_the_command_line(tmp_path, capsys):
     assert not folder.exists()
     assert cli.main(arguments) == 0
     told = capsys.readouterr()
-    assert "crop=0, std=[0.4]" in told.out
+    assert "crop=0, std=(0.4,)" in told.out
     assert [line.split(",")[0] for line in told.err.splitlines() if line.startswith("run ")] == [
         f"run {number}/4" for number in range(1, 5)
     ]

@@ -16,5 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    studies.check_plots(options)
     studies.report([Path(path) for path in options.paths], options, options.base)
     return 0

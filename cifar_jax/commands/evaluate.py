@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import cifar_jax as cj
 
@@ -11,11 +12,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", help="test, validation or train")
     parser.add_argument("--views", help="one, mirror or mirror_shift; the recipe's if not given")
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
+    parser.add_argument(
+        "--save_predictions",
+        nargs="?",
+        const="predictions.npz",
+        metavar="FILE",
+        help="write labels, probabilities, embeddings and indices of the images there; predictions.npz",
+    )
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of the result; table")
 
 
 def run(options: argparse.Namespace) -> int:
+    from cifar_jax.runs.files import write_arrays
+
     trained = cj.load_run(options.workdir)
     result = cj.evaluate(trained, options.split, views=options.views, data_dir=options.data_dir)
+    if options.save_predictions:
+        found = cj.predictions(trained, options.split, views=options.views, data_dir=options.data_dir)
+        write_arrays(Path(options.save_predictions), found.arrays())
     print(json.dumps(result.to_json(), indent=2) if options.format == "json" else result)
     return 0

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ _folder: Path | None = None  # of the study that this process trains, for `last_
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", default="configs/quickstart.py", help="recipe: a .py or a run's recipe.json")
+    parser.add_argument("--config", default="configs/quickstart.py", help="recipe, .py or .json; configs/quickstart.py")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from the recipe's on; 5")
     parser.add_argument("--folder", help="of the study; studies/<recipe>-<command> if not given")
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
@@ -36,17 +37,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of the table; `compare` has them too."""
-    parser.add_argument("--metric", help="a figure of the runs; validation_accuracy, and test_accuracy with --final")
-    parser.add_argument("--detect", type=float, help="smallest difference of interest, in points: 0.5")
+    parser.add_argument("--metric", help="a figure of the runs, such as test_accuracy or validation_loss")
+    parser.add_argument(
+        "--detect",
+        type=float,
+        help="smallest difference of interest in points, such as 0.5; without it none is assumed",
+    )
     parser.add_argument("--format", choices=FORMATS, default="table", help="of the result; table")
     parser.add_argument("--plots", metavar="FOLDER", help="write plots of the comparison there, PNG and SVG")
 
 
 def run(options: argparse.Namespace, command: str, arms_of: Callable[[Any], Any]) -> int:
     """Trains the study, or evaluates it on test, or plans it, and prints the table."""
+    from cifar_jax.studies.compare import check_detect, check_metric
     from cifar_jax.studies.study import Options, Study
 
     global _folder
+    options.metric = options.metric or ("validation_accuracy" if options.final is None else "test_accuracy")
+    check_metric(options.metric, ("validation",) if options.final is None else ("validation", "test"))
+    check_detect(options.metric, options.detect)
+    check_plots(options)
     recipe = cj.load_recipe(options.config, options.changes)
     folder = Path(options.folder or f"studies/{Path(options.config).stem}-{command}")
     names = ("data_dir", "light", "execution", "together", "max_hours", "max_runs", "retry")
@@ -60,11 +70,18 @@ def run(options: argparse.Namespace, command: str, arms_of: Callable[[Any], Any]
         study.train()
     else:
         study.final(options.final or None)
-        options.metric = options.metric or "test_accuracy"
     report([folder], options)
     if options.format == "table":
         print(f"\nThe study is in {folder}: study.json, runs.csv, and a workdir for each run.")
     return 0
+
+
+def check_plots(options: argparse.Namespace) -> None:
+    """Raises InputError where plots are asked for and the library is missing."""
+    if options.plots:
+        from cifar_jax.reports.figures import new_figure
+
+        new_figure(1, 1)
 
 
 def report(paths: list[Path], options: argparse.Namespace, base: str | None = None) -> None:
@@ -74,7 +91,7 @@ def report(paths: list[Path], options: argparse.Namespace, base: str | None = No
         from cifar_jax.reports.plots import draw
 
         for path in draw(table, Path(options.plots)):
-            print(f"wrote {path}")
+            print(f"wrote {path}", file=sys.stderr)
     forms: dict[str, Callable[[], str]] = {
         "table": table.__str__,
         "csv": table.to_csv,

@@ -10,7 +10,7 @@ def parse_value(text: str) -> Any:
     """A Python literal, true or false; anything else is a string."""
     try:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # whatever a text can make it raise
         return text
 
 

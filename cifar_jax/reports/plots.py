@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from cifar_jax.errors import InputError
-from cifar_jax.reports.figures import COLOURS, new_figure
+from cifar_jax.reports.figures import COLOURS, INK, new_figure
 from cifar_jax.runs.log import read_metrics
-from cifar_jax.studies.compare import Comparison, Row
+from cifar_jax.studies.comparison import Comparison, Row
 from cifar_jax.studies.tables import Form, form_of
 
 MOST_CURVES = len(COLOURS)
@@ -52,12 +52,12 @@ def arms_figure(comparison: Comparison) -> Any:
     form, rows = form_of(comparison.metric), comparison.rows
     figure, axes = new_figure(7.5, 1.2 + 0.42 * len(rows))
     for place, row in enumerate(rows):
-        colour = COLOURS[6] if row.is_base else COLOURS[0]
+        colour = INK if row.is_base else COLOURS[0]
         values = scaled(form, list(row.values.values()))
         axes.scatter(values, np.full(len(values), place), s=22, color=colour, alpha=0.45, linewidths=0)
         _mean(axes, row, form, place, colour, horizontal=True)
-    axes.axvline(rows[0].summary.mean * form.factor, color=COLOURS[6], linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(rows)), [f"{row.name} (base)" if row.is_base else row.name for row in rows], fontsize=8)
+    axes.axvline(rows[0].summary.mean * form.factor, color=INK, linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(rows)), [title_of(row) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(axis_label(comparison))
     return figure
@@ -106,7 +106,8 @@ def axis_figure(comparison: Comparison, axes: dict[str, list[Any]], name: str) -
 def curves_figure(comparison: Comparison) -> Any:
     """The validation accuracy of each arm over the epochs: mean of the runs, and their range as a band. None where the
     runs kept no history of it. Of many arms the base and the best are drawn."""
-    rows = [comparison.rows[0], *sorted(comparison.rows[1:], key=lambda row: -row.summary.mean)][:MOST_CURVES]
+    sign = 1 if comparison.metric.endswith("loss") else -1  # a low loss is good
+    rows = [comparison.rows[0], *sorted(comparison.rows[1:], key=lambda row: sign * row.summary.mean)][:MOST_CURVES]
     figure, axes = new_figure(6.5, 4)
     drawn = False
     for number, row in enumerate(rows):
@@ -118,8 +119,8 @@ def curves_figure(comparison: Comparison) -> Any:
         shortest = min(map(len, curves))
         values = 100 * np.array([curve[:shortest] for curve in curves])
         epochs = np.arange(1, shortest + 1)
-        colour = COLOURS[6] if row.is_base else COLOURS[(number - 1) % 6]
-        axes.plot(epochs, values.mean(0), color=colour, linewidth=1.2, label=f"{row.name}{' (base)' * row.is_base}")
+        colour = INK if row.is_base else COLOURS[(number - 1) % 6]
+        axes.plot(epochs, values.mean(0), color=colour, linewidth=1.2, label=title_of(row))
         axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
         drawn = True
     if not drawn:
@@ -139,6 +140,11 @@ def _mean(axes: Any, row: Row, form: Form, place: float, colour: str, horizontal
     axes.errorbar(mean, place, xerr=error, **options) if horizontal else axes.errorbar(
         place, mean, yerr=error, **options
     )
+
+
+def title_of(row: Row) -> str:
+    """The name of an arm, with a mark on the base."""
+    return f"{row.name} (base)" if row.is_base and row.name != "base" else row.name
 
 
 def scaled(form: Form, values: Sequence[float]) -> np.ndarray:

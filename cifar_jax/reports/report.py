@@ -12,7 +12,8 @@ from cifar_jax.reports.figures import svg
 from cifar_jax.reports.run_report import EMBEDDINGS, RunReport, run_report
 from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.workdir import load_run
-from cifar_jax.studies.compare import Comparison, compare
+from cifar_jax.studies.compare import compare
+from cifar_jax.studies.comparison import Comparison
 from cifar_jax.studies.study_file import read_study
 from cifar_jax.studies.tables import Table
 from cifar_jax.training.metrics import Evaluation

@@ -69,7 +69,7 @@ def run_report(
     split = run.evaluation.split if run.evaluation else "validation" if _has_validation(run) else "test"
     options: dict[str, Any] = {"data": data, "data_dir": data_dir, "progress": progress}
     try:
-        images, _ = select(run, split, data, data_dir, progress)
+        images, *_ = select(run, split, data, data_dir, progress)
         evaluation, predictions = _predictions(run, split, options)
         report.evaluation = evaluation
         add_errors(report, run, images, predictions, evaluation)

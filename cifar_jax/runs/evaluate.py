@@ -10,6 +10,7 @@ import numpy as np
 from cifar_jax.data import arrays
 from cifar_jax.errors import InputError
 from cifar_jax.runs import programs
+from cifar_jax.runs.calibration import scale
 from cifar_jax.runs.devices import Placement
 from cifar_jax.runs.log import wait
 from cifar_jax.runs.workdir import Run
@@ -51,16 +52,42 @@ def evaluate_and_predict(
     if split not in SPLITS:
         raise InputError(f"split '{split}' is unknown; it is one of {', '.join(SPLITS)}")
     check_predicts(run.recipe, split)
-    images, labels = select(run, split, data, data_dir, progress)
+    images, labels, indices = select(run, split, data, data_dir, progress)
     placement = placement or Placement()
     weights = placement.put(evaluated_weights(run.state))
     placed = placement.put((images, labels))
     seen = programs.evaluate(run.recipe, weights, placed, views or run.recipe.evaluation.views, placement.batch)
     wait(seen)
     sums, probabilities = jax.device_get(seen)
-    return summarise(sums, run.classes, split, len(images)), SplitPredictions(
-        labels, np.asarray(probabilities, np.float32)
-    )
+    found = SplitPredictions(labels, np.asarray(probabilities, np.float32), indices)
+    return summarise(sums, run.classes, split, len(images)), found
+
+
+def predictions(
+    run: Run,
+    split: str = "test",
+    *,
+    views: str | None = None,
+    data_dir: str | Path | None = None,
+    data: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> SplitPredictions:
+    """Labels, probabilities, embeddings and indices of the images of a split, in its order; arguments as `evaluate`.
+
+    The probabilities are those of the run's temperature (see `calibrate`). Indices are places in the data set's split:
+    those of "validation" and "train" are places among all training images. The embeddings are None where the model has
+    no module `head`.
+    """
+    options: dict[str, Any] = {"data_dir": data_dir, "data": data, "progress": progress}
+    _, found = evaluate_and_predict(run, split, views=views, **options)
+    images, _, indices = select(run, split, data, data_dir, progress)
+    try:
+        embeddings = run.classifier.embeddings(images)
+    except InputError:
+        embeddings = None
+    probabilities = scale(found.probabilities, run.temperature).astype(np.float32)
+    places = np.arange(len(images)) if indices is None else indices
+    return SplitPredictions(found.labels, probabilities, places, embeddings)
 
 
 def check_predicts(recipe: Any, split: str) -> None:
@@ -74,8 +101,9 @@ def check_predicts(recipe: Any, split: str) -> None:
 
 def select(
     run: Run, split: str, data: Mapping[str, Any] | None, data_dir: Any, progress: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """The images and labels of a split, known to be those of the run."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The images and labels of a split, known to be those of the run, and their places in the data set's split where
+    they are not all of it."""
     recipe = run.recipe
     own = "validation" in run.digests
     source = split if split == "test" or (split == "validation" and own) else "train"
@@ -92,8 +120,8 @@ def select(
         known = f"the run was trained on data with digest {run.digests[source]}"
         raise InputError(f"{known}; the data set now has {images.digest}")
     if source == split and split != "train":
-        return images.images, images.labels
+        return images.images, images.labels, None
     if split == "validation" and not recipe.data.validation:
         raise InputError("this run held out no images (data.validation=0), so it has no split 'validation'")
     chosen = arrays.hold_out(images.labels, recipe.data.validation, recipe.data.seed)[split == "validation"]
-    return images.images[chosen], images.labels[chosen]
+    return images.images[chosen], images.labels[chosen], chosen.astype(np.int64)

@@ -170,14 +170,16 @@ def check(
     evaluate: str | None,
     executor: Executor | None = None,
     **functions: Any,
-) -> Any:
-    """The resolved recipe of the run that `fit` would train; arguments as there. Nothing is written.
+) -> tuple[Any, Any]:
+    """The resolved recipe and the context of the run that `fit` would train; arguments as there. Nothing is written.
 
     Raises InputError on whatever `fit` refuses before it starts.
     """
     given = {name: value for name, value in functions.items() if value is not None}
     options = {"executor": executor or Executor(), "resume": False, "progress": False}
-    return _checked(_request(recipe, None, given, arrays.splits(data), None, context, evaluate, **options))[0]
+    request = _request(recipe, None, given, arrays.splits(data), None, context, evaluate, **options)
+    resolved, _, arrays_of_objective, _ = _checked(request)
+    return resolved, arrays_of_objective
 
 
 def _checked(request: Request) -> tuple[Any, dict[str, arrays.Split], Any, Callable[[Any], Any]]:

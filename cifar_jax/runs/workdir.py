@@ -166,7 +166,7 @@ class Workdir:
     def write_evaluation(self, evaluation: Evaluation, predictions: SplitPredictions, **facts: Any) -> None:
         """Writes both files of a split; `facts` are true once both are there."""
         name = PREDICTIONS[evaluation.split]
-        write_arrays(self.path / name, vars(predictions))
+        write_arrays(self.path / name, predictions.arrays())
         self.record["files"][name] = digest_of_file(self.path / name)
         self.write(EVALUATIONS[evaluation.split], evaluation.to_json(), **facts)
 
@@ -243,7 +243,7 @@ def load_run(workdir: str | Path, which: str | None = None, **functions: Any) ->
     record, recipe = _stored(workdir, functions)
     like = jax.eval_shape(lambda: training.init(recipe))
     if record.get("light"):
-        like = light(like)
+        like = without_optimizer(like)
     state = _restore(workdir, recipe, record, like, which)
     return Run(
         recipe=recipe,
@@ -258,7 +258,7 @@ def load_run(workdir: str | Path, which: str | None = None, **functions: Any) ->
     )
 
 
-def light(state: Any) -> Any:
+def without_optimizer(state: Any) -> Any:
     """The state without what only training needs."""
     return state.replace(opt_state=None, proxy=None)
 
@@ -268,7 +268,7 @@ def load_classifier(workdir: str | Path, which: str | None = None, **functions: 
     workdir = Path(workdir)
     record, recipe = _stored(workdir, functions)
     like = jax.eval_shape(lambda: training.init(recipe))
-    like = light(like).replace(step=None)
+    like = without_optimizer(like).replace(step=None)
     like = like.replace(params=None, batch_stats=None) if like.average else like.replace(average=None)
     state = _restore(workdir, recipe, record, like, which)
     weights = training.evaluated_weights(state)
@@ -335,7 +335,7 @@ def read_predictions(workdir: Path, split: str) -> SplitPredictions | None:
         warnings.warn(f"{workdir / name} {damage}; train again to write it anew", stacklevel=2)
         return None
     with np.load(workdir / name, allow_pickle=False) as arrays:
-        return SplitPredictions(arrays["labels"], arrays["probabilities"])
+        return SplitPredictions(**{key: arrays[key] for key in arrays.files})
 
 
 def update_record(workdir: Path, **facts: Any) -> None:

@@ -8,32 +8,19 @@ import hashlib
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from cifar_jax.errors import InputError, nearest
-from cifar_jax.models import MODELS
-from cifar_jax.recipe import Table, differences, flatten, freeze, override, parameters, to_json, tuples
+from cifar_jax.errors import InputError
+from cifar_jax.recipe import differences, flatten, freeze, override, tuples
 from cifar_jax.runs.fingerprint import differences as function_differences
 from cifar_jax.runs.workdir import FREE_FIELDS
+from cifar_jax.studies.fields import plain, typed, with_defaults
 from cifar_jax.studies.records import label
-from cifar_jax.training.losses import LOSSES
-from cifar_jax.training.objectives import OBJECTIVES
-from cifar_jax.training.optimizers import OPTIMIZERS
-from cifar_jax.training.schedules import SCHEDULES
+from cifar_jax.training.keys import FOLLOW
 
 BASE = "base"  # the name of the arm that changes nothing
 OF_DATA = ("data.name", "data.validation", "data.seed")
-TABLES: dict[str, Table] = {
-    "model": MODELS,
-    "proxy": MODELS,
-    "objective": OBJECTIVES,
-    "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
-    "loss": LOSSES,
-}
 
 
 @dataclass(frozen=True)
@@ -63,6 +50,7 @@ class Definition:
     seeds: tuple[int, ...]
     functions: Mapping[str, Any]  # fingerprints of the caller's functions
     data: Mapping[str, str]  # split -> digest
+    context: str | None = None  # digest of the objective's arrays
 
     def to_json(self) -> dict[str, Any]:
         arms = [{**vars(arm), "changes": plain(arm.changes)} for arm in self.arms]
@@ -72,13 +60,8 @@ class Definition:
     def from_json(cls, values: Mapping[str, Any]) -> "Definition":
         of = lambda changes: {path: tuples(value) for path, value in changes.items()}
         arms = tuple(StudyArm(arm["name"], of(arm["changes"]), arm["folder"]) for arm in values["arms"])
-        names = ("command", "recipe", "functions", "data")
+        names = ("command", "recipe", "functions", "data", "context")
         return cls(**{name: values[name] for name in names}, arms=arms, seeds=tuple(values["seeds"]))
-
-
-def plain(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted changes as plain values: functions by their names, tuples as lists."""
-    return {path: to_json(ConfigDict({"value": value}))["value"] for path, value in changes.items()}
 
 
 def ablation_arms(recipe: Any, changes: Sequence[Mapping[str, Any]]) -> list[StudyArm]:
@@ -87,13 +70,13 @@ def ablation_arms(recipe: Any, changes: Sequence[Mapping[str, Any]]) -> list[Stu
     Raises InputError on a field that is unknown or of another type, a change that changes nothing, and equal arms.
     """
     if not changes:
-        raise InputError("an ablation needs at least one change, such as {'augment.flip': 0}")
+        raise InputError("an ablation needs at least one change, such as augment.flip=0")
     for change in changes:
         check_changes(recipe, change)
         if not change or not effective(recipe, change):
             shown = ", ".join(f"{path}={value!r}" for path, value in flatten(change).items())
             raise InputError(f"the change '{shown}' changes nothing in this recipe; give another value")
-    return named(recipe, [{}, *(flatten(change) for change in changes)])
+    return named(recipe, [{}, *changes])
 
 
 def grid_arms(recipe: Any, grid: Mapping[str, Sequence[Any]]) -> list[StudyArm]:
@@ -110,6 +93,8 @@ def grid_arms(recipe: Any, grid: Mapping[str, Sequence[Any]]) -> list[StudyArm]:
             raise InputError(f"the grid has no values for '{path}'; give at least one")
         for value in values:
             check_changes(recipe, {path: value})
+    if len(grid) == 1 and not any(effective(recipe, {path: value}) for path in grid for value in grid[path]):
+        raise InputError(f"the grid changes nothing in this recipe: {', '.join(grid)} has that value; give others")
     combinations = itertools.product(*grid.values())
     return named(recipe, [dict(zip(grid, values, strict=True)) for values in combinations])
 
@@ -117,9 +102,16 @@ def grid_arms(recipe: Any, grid: Mapping[str, Sequence[Any]]) -> list[StudyArm]:
 def check_changes(recipe: Any, changes: Mapping[str, Any]) -> None:
     """Raises InputError where a study cannot change a field, or `override` and `build` refuse it."""
     override(recipe, changes)
-    for path in flatten(changes):
+    for path, value in changes.items():
+        if isinstance(value, Mapping) and "name" in value:
+            raise InputError(f"the change of '{path}' replaces a whole section; name its fields, '{path}.name' first")
+    for path, value in flatten(changes).items():
+        if callable(value):
+            raise InputError(
+                f"'{path}' is a function, which no table of a study can name; give it as {path}=... to fit"
+            )
         if path == "seed":
-            raise InputError("'seed' is not changed by arms; the number of seeds is given by seeds=...")
+            raise InputError("arms cannot change 'seed'; a study takes a number of seeds")
         if path in OF_DATA:
             raise InputError(f"'{path}' decides which images a run is compared on, so arms cannot change it")
         if path in FREE_FIELDS:
@@ -128,53 +120,43 @@ def check_changes(recipe: Any, changes: Mapping[str, Any]) -> None:
 
 def effective(recipe: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The fields whose value the changes alter, where an absent parameter has its default."""
-    changed = override(recipe, changes)
-    before, after = _with_defaults(recipe), _with_defaults(changed)
+    changed = override(recipe, typed(recipe, flatten(changes)))
+    before, after = with_defaults(recipe), with_defaults(changed)
     paths = before.keys() | after.keys()
     return {path: after.get(path) for path in sorted(paths) if before.get(path) != after.get(path)}
-
-
-def _with_defaults(recipe: Any) -> dict[str, Any]:
-    """The recipe, flat and as plain values, with the default of each parameter that a built section leaves out."""
-    flat = flatten(to_json(recipe))
-    for section, table in TABLES.items():
-        name = recipe[section].name
-        if isinstance(name, str) and name in table:
-            known = {f"{section}.{field}": value for field, value in parameters(table[name]).items()}
-            defaults = {path: value for path, value in known.items() if value is not None and path not in flat}
-            flat |= plain({path: value for path, value in defaults.items() if not callable(value)})
-    return flat
 
 
 def named(recipe: Any, changes: Sequence[Mapping[str, Any]]) -> list[StudyArm]:
     """Arms with names and folders. Raises InputError where two are equal."""
     arms: dict[tuple[str, ...], StudyArm] = {}
     for change in changes:
-        typed = flatten(override(recipe, change))
-        change = {path: typed.get(path, value) for path, value in change.items()}
+        values = with_defaults(override(recipe, typed(recipe, flatten(change))))
+        change = {path: tuples(values.get(path, value)) for path, value in flatten(change).items()}
         name = label(change) or BASE
         arm = StudyArm(name, change, f"runs/{folder_name(name)}")
         if other := arms.get(arm.key(recipe)):
             raise InputError(f"the arms '{other.name}' and '{arm.name}' are the same; leave one out")
         arms[arm.key(recipe)] = arm
-    folders = [arm.folder for arm in arms.values()]
-    if len(set(folders)) < len(folders):  # names that differ only in what a folder's name cannot hold
-        return [StudyArm(arm.name, arm.changes, f"{arm.folder}-{number}") for number, arm in enumerate(arms.values())]
     return list(arms.values())
 
 
 def folder_name(name: str) -> str:
-    """`name` with the characters that every file system takes, and of a length that it takes."""
-    safe = re.sub(r"[^\w.=,+-]+", "_", name)
-    safe = re.sub(r"_?,[_,]*", ",", safe).strip("_,")
+    """`name` with the characters that every file system takes, and of a length that it takes; no two names share one,
+    because a name that loses characters gets its digest."""
+    safe = re.sub(r"[^\w.=,+-]+", "_", name.replace(", ", ","))
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return safe if len(safe) <= 80 else f"{safe[:70]}-{digest}"
+    return safe if safe == name.replace(", ", ",") and len(safe) <= 80 else f"{safe[:60].strip('_')}-{digest}"
 
 
-def seeds_of(recipe: Any, count: int) -> tuple[int, ...]:
-    """recipe.seed, recipe.seed + 1, ... Raises InputError unless there is at least one."""
+def seeds_of(recipe: Any, arms: Sequence[StudyArm], count: int) -> tuple[int, ...]:
+    """recipe.seed, recipe.seed + 1, ... Raises InputError unless there is at least one, and where the seeds of an arm
+    are all set, so that its runs would be equal."""
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise InputError(f"seeds is {count!r}; a study needs at least 1")
+        raise InputError(f"the number of seeds is {count!r}; a study needs at least 1")
+    for arm in arms if count > 1 else ():
+        if all(seed != FOLLOW for seed in arm.recipe(recipe, recipe.seed).seeds.values()):
+            what = "seeds.weights, seeds.order and seeds.augmentation are all set"
+            raise InputError(f"arm '{arm.name}': {what}, so its {count} runs would be equal; ask for 1 seed")
     return tuple(range(recipe.seed, recipe.seed + count))
 
 
@@ -190,17 +172,21 @@ def extended(stored: Definition, wanted: Definition, folder: Any, recipe: Any) -
         raise refuse("; ".join(changed))
     if changed := function_differences(stored.functions, wanted.functions):
         raise refuse("; ".join(changed))
-    for split, digest in wanted.data.items():
-        if (known := stored.data.get(split, digest)) != digest:
+    if stored.context != wanted.context:
+        raise refuse("of another context of the objective")
+    for split in sorted(stored.data.keys() | wanted.data.keys()):
+        known, digest = stored.data.get(split, "none"), wanted.data.get(split, "none")
+        if known != digest:
             raise refuse(f"its data has digest {known} in split '{split}', and the data set now has {digest}")
     if missing := [seed for seed in stored.seeds if seed not in wanted.seeds]:
-        raise refuse(f"it has seeds {missing[0]} to {missing[-1]} too; seeds can be added, not taken away")
+        shown = ", ".join(map(str, missing))
+        raise refuse(f"it has the seeds {shown} too; seeds can be added, not taken away")
     known_arms = {arm.key(recipe): arm for arm in stored.arms}
     wanted_arms = {arm.key(recipe): arm for arm in wanted.arms}
     if gone := [arm.name for key, arm in known_arms.items() if key not in wanted_arms]:
         raise refuse(f"it has the arm '{gone[0]}' too; arms can be added, not taken away")
     arms = tuple(known_arms.get(key, arm) for key, arm in wanted_arms.items())
-    return Definition(wanted.command, stored.recipe, arms, wanted.seeds, stored.functions, wanted.data)
+    return replace(wanted, recipe=stored.recipe, arms=arms)
 
 
 def _fixed(recipe: Mapping[str, Any]) -> Any:
@@ -209,8 +195,8 @@ def _fixed(recipe: Mapping[str, Any]) -> Any:
 
 
 def find_arms(arms: Sequence[StudyArm], name: str) -> list[StudyArm]:
-    """The arm of that name. Raises InputError, with the nearest name, where there is none."""
+    """The arm of that name. Raises InputError, with all names, where there is none."""
     found = [arm for arm in arms if arm.name == name]
     if not found:
-        raise InputError(f"the study has no arm '{name}'{nearest(name, [arm.name for arm in arms])}")
+        raise InputError(f"the study has no arm '{name}'; its arms are {'; '.join(arm.name for arm in arms)}")
     return found

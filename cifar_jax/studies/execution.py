@@ -24,11 +24,15 @@ from cifar_jax.errors import InputError, nearest
 from cifar_jax.runs import programs
 from cifar_jax.runs.devices import Placement
 from cifar_jax.runs.log import wait
-from cifar_jax.runs.loop import Chunk, Executor, Job, launch_all
+from cifar_jax.runs.loop import Chunk, Executor, Job, launch, launch_all
 
 EXECUTIONS = ("sequential", "unrolled", "mapped", "devices")
 MEASURED_STEPS = 10
 GAIN = 1.1  # by which another execution must be faster than the sequential one
+
+
+class StoppedError(BaseException):
+    """Ends the threads of a group after Ctrl-C; no failure of a run."""
 
 
 @dataclass
@@ -38,7 +42,7 @@ class _Waiting:
     job: Job
     state: training.TrainState
     start: int
-    result: Chunk | Exception | None = None
+    result: Chunk | BaseException | None = None
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Together:
 
     count: int
     how: str
+    stopped: threading.Event
     condition: threading.Condition = field(default_factory=threading.Condition)
     waiting: list[_Waiting] = field(default_factory=list)
 
@@ -57,10 +62,12 @@ class Together:
         with self.condition:
             self.waiting.append(own)
             self._compute()
-            self.condition.wait_for(lambda: own.result is not None)
-        if isinstance(own.result, Exception):
+            while own.result is None:
+                self.condition.wait(timeout=1.0)
+                if self.stopped.is_set():
+                    raise StoppedError
+        if isinstance(own.result, BaseException):
             raise own.result
-        assert own.result is not None
         return own.result
 
     def leave(self) -> None:
@@ -80,7 +87,7 @@ class Together:
             states = [run.state for run in chosen]
             how = self.how if len(chosen) > 1 else "single"
             results: Sequence[Any] = launch_all([run.job for run in chosen], states, start, how)
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the others must not wait for ever
             results = [error] * len(chosen)
         for run, result in zip(chosen, results, strict=True):
             run.result = result
@@ -101,11 +108,19 @@ def run_together(tasks: Sequence[Task], how: str, places: Sequence[Placement]) -
     if how == "sequential" or len(tasks) == 1:
         for task in tasks:
             task(Executor(places[0]))
-    elif how == "devices":
-        executors = [Executor(place) for place in places]
-        _in_threads([functools.partial(task, on) for task, on in zip(tasks, executors, strict=False)])
+        return
+    stopped = threading.Event()
+
+    def launch_unless_stopped(job: Job, state: training.TrainState, start: int) -> Chunk:
+        if stopped.is_set():
+            raise StoppedError
+        return launch(job, state, start)
+
+    if how == "devices":
+        executors = [Executor(place, launch_unless_stopped) for place in places]
+        _in_threads([functools.partial(task, on) for task, on in zip(tasks, executors, strict=False)], stopped)
     else:
-        group = Together(len(tasks), how)
+        group = Together(len(tasks), how, stopped)
         executor = Executor(places[0], group.launch)
 
         def member(task: Task) -> None:
@@ -114,14 +129,18 @@ def run_together(tasks: Sequence[Task], how: str, places: Sequence[Placement]) -
             finally:
                 group.leave()
 
-        _in_threads([functools.partial(member, task) for task in tasks])
+        _in_threads([functools.partial(member, task) for task in tasks], stopped)
 
 
-def _in_threads(calls: Sequence[Callable[[], None]]) -> None:
-    """Calls all at once; raises the first exception once all have ended."""
+def _in_threads(calls: Sequence[Callable[[], None]], stopped: threading.Event) -> None:
+    """Calls all at once; raises the first exception once all have ended, which `stopped` asks them to do."""
     with ThreadPoolExecutor(len(calls), thread_name_prefix="run") as pool:
-        for future in [pool.submit(call) for call in calls]:
-            future.result()
+        try:
+            for future in [pool.submit(call) for call in calls]:
+                future.result()
+        except BaseException:  # Ctrl-C in a script, or in a thread
+            stopped.set()
+            raise
 
 
 def at_once(how: str, together: int) -> int:
@@ -146,19 +165,19 @@ def check_execution(how: str, together: int) -> None:
         raise InputError(f"together is {together}; it is the number of runs at once, at least 1")
 
 
-def choose(recipe: Any, train_set: programs.Arrays, together: int) -> tuple[str, dict[str, float]]:
+def choose(recipe: Any, train_set: programs.Arrays, context: Any, together: int) -> tuple[str, dict[str, float]]:
     """The execution for runs of this resolved recipe on this machine, and the seconds of a step and run that decided;
     {} where nothing was measured."""
     if len(jax.local_devices()) > 1:
         return "devices", {}
     if jax.default_backend() == "cpu" or together == 1:
         return "sequential", {}
-    seconds = measure(recipe, train_set, together)
+    seconds = measure(recipe, train_set, context, together)
     best = min(seconds, key=lambda how: seconds[how])
     return (best if seconds["sequential"] > GAIN * seconds[best] else "sequential"), seconds
 
 
-def measure(recipe: Any, train_set: programs.Arrays, together: int) -> dict[str, float]:
+def measure(recipe: Any, train_set: programs.Arrays, context: Any, together: int) -> dict[str, float]:
     """Seconds of a step and run by execution, from MEASURED_STEPS steps after as many to warm up."""
     steps = min(MEASURED_STEPS, training.steps_per_epoch(recipe))
     shared, values, phase = programs.shared(recipe), programs.numbers(recipe), training.phase_of(recipe, 0)
@@ -171,6 +190,6 @@ def measure(recipe: Any, train_set: programs.Arrays, together: int) -> dict[str,
             wait(states)
             start = time.perf_counter()
             arguments = (values, states[0]) if single else ([values] * count, states)
-            wait(program(*arguments, train_set, None))
+            wait(program(*arguments, train_set, context))
             found["sequential" if single else how] = (time.perf_counter() - start) / steps / count
     return found

@@ -11,7 +11,7 @@ from cifar_jax import training
 from cifar_jax.models.counts import counts
 from cifar_jax.runs import programs
 from cifar_jax.runs.log import wait
-from cifar_jax.runs.workdir import light as without_optimizer
+from cifar_jax.runs.workdir import without_optimizer
 from cifar_jax.training.state import input_shape
 
 MEASURED_STEPS = 10
@@ -58,12 +58,17 @@ def work(recipe: Any) -> float:
 
 
 def estimate(
-    named: Sequence[tuple[str, int]], recipes: Sequence[Any], finished: int, train_set: programs.Arrays, light: bool
+    named: Sequence[tuple[str, int]],
+    recipes: Sequence[Any],
+    finished: int,
+    train_set: programs.Arrays,
+    context: Any,
+    light: bool,
 ) -> Plan:
     """The plan for runs, one resolved recipe each; the first is measured, and the others are by their multiply-adds."""
     if not recipes:
         return Plan((), finished, 0, 0.0, 0.0, 0)
-    compile_seconds, rate = measure(recipes[0], train_set)
+    compile_seconds, rate = measure(recipes[0], train_set, context)
     compilations = len({programs.shared(recipe) for recipe in recipes})
     compiling = compilations * compile_seconds
     seconds = sum(work(recipe) for recipe in recipes) / rate + compiling
@@ -71,7 +76,7 @@ def estimate(
     return Plan(tuple(named), finished, compilations, seconds, compiling, size)
 
 
-def measure(recipe: Any, train_set: programs.Arrays) -> tuple[float, float]:
+def measure(recipe: Any, train_set: programs.Arrays, context: Any) -> tuple[float, float]:
     """(seconds to compile, multiply-adds a second) from a few steps of training."""
     steps = min(MEASURED_STEPS, training.steps_per_epoch(recipe))
     phase = training.phase_of(recipe, 0)
@@ -81,7 +86,7 @@ def measure(recipe: Any, train_set: programs.Arrays) -> tuple[float, float]:
         state = programs.copy()(programs.first_state(recipe, train_set[0]))
         wait(state)
         start = time.perf_counter()
-        wait(program(programs.numbers(recipe), state, train_set, None))
+        wait(program(programs.numbers(recipe), state, train_set, context))
         seconds.append(time.perf_counter() - start)
     whole = training.steps_per_epoch(recipe) * recipe.epochs
     return max(0.0, seconds[0] - seconds[1]), work(recipe) * steps / whole / seconds[1]

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from cifar_jax.runs.events import Event
 from cifar_jax.studies.plan import duration
 
+SILENCE = 60.0  # seconds after which a run says how far it is, where the output is a file
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -38,7 +39,8 @@ class StudyProgress:
         self.start, self.compiled = time.monotonic(), compile_clock().seconds
         self.total, self.before = total, total - len(costs)
         form = "{desc}: {n_fmt}/{total_fmt} runs |{bar}| [{elapsed}{postfix}]"
-        hidden = not shown or not sys.stderr.isatty()
+        self.in_file, self.told = not sys.stderr.isatty(), time.monotonic()
+        hidden = not shown or self.in_file
         self.bar = tqdm(total=total, initial=self.before, desc="study", bar_format=form, disable=hidden)
 
     def __enter__(self) -> Self:
@@ -53,11 +55,18 @@ class StudyProgress:
         def show(event: Event) -> None:
             steps = event.total_steps // event.recipe.epochs
             done = event.step / event.total_steps
-            epoch = f"{short(name)}: epoch {event.step // steps}/{event.recipe.epochs}"
+            epoch = f"{short(name)}: epoch {event.step / steps:.4g}/{event.recipe.epochs}"
             self.left[name] = self.costs[name] * (1 - done)
             self.bar.set_postfix_str(f"{epoch}, {self.remaining()}")
+            if self.in_file and time.monotonic() - self.told >= SILENCE:
+                self.say(f"  {epoch} ({self.remaining()})")
 
         return show
+
+    def again(self, name: str) -> None:
+        """A run is trained once more."""
+        self.left[name] = self.costs[name]
+        self.bar.update(-1)
 
     def done(self, name: str, entry: Mapping[str, Any]) -> None:
         """A run is finished, or has failed."""
@@ -81,6 +90,7 @@ class StudyProgress:
 
     def say(self, text: str) -> None:
         if self.shown:
+            self.told = time.monotonic()
             tqdm.write(text, file=sys.stderr)
             sys.stderr.flush()
 

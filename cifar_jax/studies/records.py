@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_jax.errors import InputError, nearest
-from cifar_jax.recipe import flatten, to_json
+from cifar_jax.recipe import tuples
 from cifar_jax.runs.log import read_metrics
 from cifar_jax.runs.recipes import read_recipe
 from cifar_jax.runs.stopping import best_epoch
@@ -22,7 +22,8 @@ from cifar_jax.runs.workdir import (
     read_predictions,
     read_record,
 )
-from cifar_jax.studies.study_file import read_study, run_folders
+from cifar_jax.studies.fields import with_defaults
+from cifar_jax.studies.study_file import nothing_finished, read_study, run_folders, study_of
 from cifar_jax.training.keys import FOLLOW
 from cifar_jax.training.metrics import Evaluation, SplitPredictions
 
@@ -37,6 +38,7 @@ class RunRecord:
     digests: "data" -> text that identifies the training data; a split -> text that identifies its images. Runs whose
     texts differ are not compared; what is absent is not checked.
     predictions: split -> a function that loads what the run says about each image of the split.
+    arm: the name of the arm, where the run is part of a study.
     """
 
     folder: str
@@ -45,6 +47,7 @@ class RunRecord:
     digests: Mapping[str, str] = field(default_factory=dict)
     predictions: Mapping[str, Callable[[], SplitPredictions]] = field(default_factory=dict)
     complete: bool = True
+    arm: str | None = None
 
     @property
     def seeds(self) -> dict[str, Any]:
@@ -142,9 +145,9 @@ def find_base(arms: Sequence[Arm], base: str | None) -> Arm:
         str(held) == value for path, held in arm.fields.items() if path == name or path.endswith(f".{name}")
     )
     folders = {base, str(Path(base).resolve())}
-    matches = [arm for arm in arms if folders & {run.folder for run in arm.runs}] or [
-        arm for arm in arms if all(has(arm, name, value) for name, _, value in wanted)
-    ]
+    named = [arm for arm in arms if folders & {run.folder for run in arm.runs}]
+    named = named or [arm for arm in arms if {run.arm for run in arm.runs} == {base}]
+    matches = named or [arm for arm in arms if wanted and all(has(arm, name, value) for name, _, value in wanted)]
     labels = {id(arm): label(arm.select(changed_fields(arms))) for arm in arms}
     if not matches:
         raise InputError(f"base '{base}' matches no arm{nearest(base, labels.values())}")
@@ -158,7 +161,7 @@ def label(fields: Mapping[str, Any]) -> str:
     """ "learning_rate=0.1, epochs=30": the last part of each name, or the whole name where that is not unique."""
     last = [name.rpartition(".")[2] for name in fields]
     short = [end if last.count(end) == 1 and end != "name" else name for end, name in zip(last, fields, strict=True)]
-    return ", ".join(f"{name}={value}" for name, value in zip(short, fields.values(), strict=True))
+    return ", ".join(f"{name}={tuples(value)}" for name, value in zip(short, fields.values(), strict=True))
 
 
 def split_of(metric: str) -> str:
@@ -185,10 +188,12 @@ def _check_same(records: Sequence[RunRecord], key: str, fault: str, remedy: str)
 
 def _workdirs(path: Path) -> list[Path]:
     """The folder itself where it is a workdir, else the runs of the study, or the workdirs in it."""
+    if study := read_study(path):
+        if not (found := run_folders(path, study)):
+            raise InputError(nothing_finished(path, study))
+        return found
     if (path / "run.json").exists():
         return [path]
-    if study := read_study(path):
-        return run_folders(path, study)
     found = sorted(child.parent for child in path.glob("**/run.json"))
     if not found:
         raise InputError(f"'{path}' holds no run (no run.json); give a workdir, a study or a folder of workdirs")
@@ -204,9 +209,12 @@ def _load(folder: Path) -> RunRecord:
     digests["validation"] = record["data"].get("validation", held_out)
     digests |= {split: digest for split, digest in record["data"].items() if split == "test"}
     evaluations = [read_evaluation(folder, split) for split in EVALUATIONS]
+    # What the caller passed is part of what a run is: two functions of one name are two arms.
+    origin = {f"{name}.digest": value["digest"] for name, value in record["functions"].items()}
+    origin |= {"context.digest": record["context"]} if record["context"] else {}
     return RunRecord(
         folder=str(folder.resolve()),
-        recipe={path: value for path, value in flatten(to_json(recipe)).items() if path not in FREE_FIELDS},
+        recipe={path: value for path, value in with_defaults(recipe).items() if path not in FREE_FIELDS} | origin,
         metrics=_metrics(recipe, read_metrics(folder / "metrics.jsonl"), evaluations),
         digests=digests,
         predictions={
@@ -215,7 +223,16 @@ def _load(folder: Path) -> RunRecord:
             if name in record["files"]
         },
         complete=record["complete"],
+        arm=_arm_of(folder),
     )
+
+
+def _arm_of(folder: Path) -> str | None:
+    """The name of the arm that a run belongs to, where it is part of a study."""
+    place = study_of(folder)
+    study = read_study(place) if place else None
+    run = study["runs"].get(str(folder.resolve().relative_to(place.resolve()))) if place and study else None
+    return run["arm"] if run else None
 
 
 def _load_predictions(folder: Path, split: str) -> SplitPredictions:
@@ -232,7 +249,9 @@ def _metrics(
     if history:
         best = best_epoch(recipe, history) if recipe.early_stopping.patience else history[-1]["epoch"]
         line = next(line for line in history if line["epoch"] == best)
-        metrics |= {name: value for name, value in line.items() if name.startswith(("train_", "validation_"))}
+        # Training looks at the image alone; figures of several views come from an evaluation only.
+        kinds = ("train_", "validation_") if recipe.evaluation.views == "one" else ("train_",)
+        metrics |= {name: value for name, value in line.items() if name.startswith(kinds)}
     for evaluation in filter(None, evaluations):
         figures = {name: value for name, value in vars(evaluation).items() if isinstance(value, float)}
         metrics |= {f"{evaluation.split}_{name}": value for name, value in figures.items()}

@@ -61,6 +61,7 @@ class WelchTest:
     interval: Interval | None
     p: float | None
     degrees: float | None
+    detectable: float | None = None  # the smallest true difference that so many runs find with 80% power
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,9 @@ def welch_test(arm: Sequence[float] | np.ndarray, base: Sequence[float] | np.nda
     shares = [part / max(parts) for part in parts]
     weights = [share**2 / (len(values) - 1) for share, values in zip(shares, (arm, base), strict=True)]
     degrees = sum(shares) ** 2 / sum(weights)
-    return WelchTest(difference, _around(difference, error, degrees), _student_p(difference, error, degrees), degrees)
+    detectable = _noncentrality(degrees) * error
+    p = _student_p(difference, error, degrees)
+    return WelchTest(difference, _around(difference, error, degrees), p, degrees, detectable)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -184,7 +187,7 @@ def detectable_difference(standard_deviation: float, count: int) -> float:
     """
     if count < FEWEST:
         raise InputError(f"a detectable difference needs at least {FEWEST} pairs; it got {count}")
-    return _noncentrality(count) * standard_deviation / math.sqrt(count)
+    return _noncentrality(float(count - 1)) * standard_deviation / math.sqrt(count)
 
 
 def pairs_needed(standard_deviation: float, difference: float) -> int:
@@ -296,17 +299,17 @@ def _around(center: float, error: float, degrees: float) -> Interval:
 
 
 @functools.cache
-def _noncentrality(count: int) -> float:
-    """That of a paired t test with `count` pairs and 80% power: 5.7 with 3 pairs, 2.8 with many."""
-    return float(optimize.brentq(lambda value: _power(value, count) - POWER, 1.0, 10.0, xtol=1e-10))
+def _noncentrality(degrees: float) -> float:
+    """That of a t test with so many degrees of freedom and 80% power: 5.7 with 2, 2.8 with many."""
+    return float(optimize.brentq(lambda value: _power(value, degrees) - POWER, 1.0, 10.0, xtol=1e-10))
 
 
-def _power(noncentrality: float, count: int) -> float:
-    """P(p < 0.05) of a paired t test with `count` pairs, for a noncentrality in 1..10."""
-    critical = stats.t.ppf(1 - ALPHA / 2, count - 1)
+def _power(noncentrality: float, degrees: float) -> float:
+    """P(p < 0.05) of a t test, for a noncentrality in 1..10."""
+    critical = stats.t.ppf(1 - ALPHA / 2, degrees)
     # The far tail is below 1e-17 where SciPy returns NaN for it.
-    far = np.nan_to_num(stats.nct.cdf(-critical, count - 1, noncentrality))
-    return float(stats.nct.sf(critical, count - 1, noncentrality) + far)
+    far = np.nan_to_num(stats.nct.cdf(-critical, degrees, noncentrality))
+    return float(stats.nct.sf(critical, degrees, noncentrality) + far)
 
 
 def _student_p(difference: float, error: float, degrees: float) -> float:

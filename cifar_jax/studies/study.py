@@ -7,6 +7,8 @@ A study trains with evaluate="validation": the test split is not used before `fi
 """
 
 import datetime
+import functools
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,28 +16,35 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import jax
+
 from cifar_jax.data import arrays
 from cifar_jax.errors import InputError
-from cifar_jax.recipe import to_json
-from cifar_jax.runs.fingerprint import fingerprint
+from cifar_jax.recipe import override, to_json
+from cifar_jax.runs.devices import compute_dtype
+from cifar_jax.runs.fingerprint import data_digest, fingerprint
 from cifar_jax.runs.fit import check, fit
 from cifar_jax.runs.functions import with_functions
-from cifar_jax.runs.light import lighten
+from cifar_jax.runs.light import finish_lightening, lighten
 from cifar_jax.runs.loop import Executor
 from cifar_jax.runs.workdir import Run, locked
 from cifar_jax.studies import execution, plan
-from cifar_jax.studies.compare import Comparison, compare
+from cifar_jax.studies.compare import compare
+from cifar_jax.studies.comparison import Comparison
 from cifar_jax.studies.definition import Definition, StudyArm, extended, find_arms, seeds_of
 from cifar_jax.studies.progress import StudyProgress, compile_clock
 from cifar_jax.studies.study_file import FAILED, FINISHED, FORMAT, read_study, write_study
 
 MAX_RUNS = 200
 TOGETHER = 8
+BLOCK = 16  # arms whose seeds are trained in turn: as many programs as a process keeps, twice (programs.PROGRAMS)
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "MemoryError", "Out of memory")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a study is trained. None of it decides results, but for the precision of executions other than sequential."""
+    """What a study is trained with beside its arms. Data, context and functions are part of the study; the others
+    decide no results, but for the precision of executions other than sequential."""
 
     data_dir: str | Path | None = None
     data: Mapping[str, Any] | None = None  # as for `fit`
@@ -57,34 +66,39 @@ class Study:
         self, command: str, folder: str | Path, recipe: Any, arms: Sequence[StudyArm], seeds: int, options: Options
     ) -> None:
         """Raises InputError where an arm cannot be trained, or the folder holds another study."""
-        self.folder, self.recipe, self.options = Path(folder), recipe, options
+        self.folder, self.options = Path(folder), options
         execution.check_execution(options.execution, options.together)
         if options.max_hours is not None and not options.max_hours > 0:
             raise InputError(f"max_hours is {options.max_hours}; it must be above 0")
-        chosen = seeds_of(recipe, seeds)
+        chosen = seeds_of(recipe, arms, seeds)
         if (count := len(arms) * len(chosen)) > options.max_runs:
             what = f"{len(arms)} arms with {len(chosen)} seeds are {count} runs, and max_runs is {options.max_runs}"
-            raise InputError(f"{what}; give fewer, or set max_runs to {count}")
+            raise InputError(f"{what}; ask for fewer, or set max_runs to {count}")
+        if (self.folder / "run.json").exists():
+            raise InputError(f"'{self.folder}' is the workdir of a run; name another folder for the study")
+        self.stored = read_study(self.folder)
+        self.recipe = self._with_dtype(recipe)
         self.data = arrays.splits(options.data) if options.data else {"train": self._load("train")}
         if not recipe.data.validation and "validation" not in self.data:
             raise InputError(
                 "a study compares its runs on a validation split, and data.validation is 0; set a number of images,"
                 " for example --config.data.validation=5000"
             )
-        self.resolved = {arm.folder: self._check(arm, chosen[-1]) for arm in arms}
-        prints = {name: fingerprint(value) for name, value in options.functions.items()}
+        resolved = [self._check(arm, chosen[-1]) for arm in arms]
         digests = {name: split.digest for name, split in self.data.items() if name != "test"}
-        wanted = Definition(
-            command, to_json(with_functions(recipe, options.functions)), tuple(arms), chosen, prints, digests
-        )
-        self.stored = read_study(self.folder)
-        self.definition = wanted
-        if self.stored:
-            self.definition = extended(Definition.from_json(self.stored), wanted, self.folder, recipe)
-            self.resolved = {
-                known.folder: self.resolved[arm.folder] for known, arm in zip(self.definition.arms, arms, strict=True)
-            }
+        base = to_json(with_functions(self.recipe, options.functions))
+        prints = {name: fingerprint(value) for name, value in options.functions.items()}
+        context = data_digest(options.context) if options.context is not None else None
+        self.wanted = Definition(command, base, tuple(arms), chosen, prints, digests, context)
+        self._extend()
+        self.resolved = {arm.folder: own for arm, own in zip(self.definition.arms, resolved, strict=True)}
         self._writing = Lock()
+
+    def _with_dtype(self, recipe: Any) -> Any:
+        """dtype="auto" as the study began, or for this machine: an arm has one dtype."""
+        if recipe.dtype != "auto":
+            return recipe
+        return override(recipe, {"dtype": self.stored["recipe"]["dtype"] if self.stored else compute_dtype("auto")})
 
     def _load(self, split: str) -> arrays.Split:
         return arrays.load(self.recipe.data.name, split, self.options.data_dir, self.options.progress)
@@ -94,9 +108,17 @@ class Study:
         given = {"context": self.options.context, "evaluate": "validation", **self.options.functions}
         given["executor"] = Executor(execution.placements(self.options.execution)[0])
         try:
-            return check(arm.recipe(self.recipe, seed), self.data, **given)
+            recipe, self.context = check(arm.recipe(self.recipe, seed), self.data, **given)
         except InputError as error:
             raise InputError(f"arm '{arm.name}': {error}") from error
+        return recipe
+
+    def _extend(self) -> None:
+        """The definition: what is asked for, over what the folder holds."""
+        self.definition = self.wanted
+        if self.stored:
+            stored = Definition.from_json(self.stored)
+            self.definition = extended(stored, self.wanted, self.folder, self.recipe)
 
     def record(self) -> dict[str, Any]:
         """study.json as it is, or as it begins."""
@@ -106,58 +128,71 @@ class Study:
         return {**known, "format": FORMAT, "base": base[0] if base else None}
 
     def missing(self) -> list[tuple[StudyArm, int]]:
-        """The runs that are not trained yet, in their order: all arms with the first seed, then with the next."""
+        """The runs that are not trained yet, in their order: of at most BLOCK arms the first seed, then the next."""
         known = {} if self.stored is None else self.stored["runs"]
         again = (FAILED,) if self.options.retry else ()
         done = {name for name, run in known.items() if run["status"] not in again}
-        every = [(arm, seed) for seed in self.definition.seeds for arm in self.definition.arms]
+        arms = self.definition.arms
+        blocks = [arms[start : start + BLOCK] for start in range(0, len(arms), BLOCK)]
+        every = [(arm, seed) for block in blocks for seed in self.definition.seeds for arm in block]
         return [(arm, seed) for arm, seed in every if run_name(arm, seed) not in done]
+
+    def total(self) -> int:
+        return len(self.definition.arms) * len(self.definition.seeds)
 
     def plan(self) -> plan.Plan:
         """The runs that are missing, and what they will cost; measured, in a minute or two. Writes nothing."""
         missing = self.missing()
         runs = [(arm.name, seed) for arm, seed in missing]
         recipes = [self.resolved[arm.folder] for arm, _ in missing]
-        total = len(self.definition.arms) * len(self.definition.seeds)
-        train_set = execution.placements("sequential")[0].put((self.data["train"].images, self.data["train"].labels))
-        return plan.estimate(runs, recipes, total - len(runs), train_set, self.options.light)
+        finished = self.total() - len(runs)
+        return plan.estimate(runs, recipes, finished, *self._measured(), self.options.light)
+
+    def _measured(self) -> tuple[Any, Any]:
+        """The training images and the context on a device, for a measurement; nothing is held out."""
+        place = execution.placements("auto")[0]
+        return place.put((self.data["train"].images, self.data["train"].labels)), place.put(self.context)
 
     def train(self) -> None:
         """Trains what is missing. A run that fails is recorded, and the others go on."""
         with locked(self.folder):
-            self.stored = read_study(self.folder)  # as the process before left it
+            self.stored = read_study(self.folder)  # as another process may have left it since
+            self._extend()
             self.stored = self.record()
             if self.stored["light"] != self.options.light:
                 raise InputError(f"'{self.folder}' holds a study with light={self.stored['light']}; ask for the same")
             missing = self.missing()
             if not missing:
+                self._say(f"all {self.total()} runs are there; nothing to train")
                 return
             for arm, seed in missing:
                 self.stored["runs"].pop(run_name(arm, seed), None)
             how = self._execution(missing)
             write_study(self.folder, self.stored)
-            total = len(self.definition.arms) * len(self.definition.seeds)
             costs = {run_name(arm, seed): plan.work(self.resolved[arm.folder]) for arm, seed in missing}
-            with StudyProgress(total, costs, self.options.progress) as self.progress:
+            with StudyProgress(self.total(), costs, self.options.progress) as self.progress:
                 self._train_all(self._groups(missing, how), how)
 
-    def _execution(self, missing: Sequence[Any]) -> str:
-        """How runs are computed: as asked for, as it was measured before, or as a measurement says now."""
+    def _say(self, text: str) -> None:
+        if self.options.progress:
+            print(text, file=sys.stderr, flush=True)
+
+    def _execution(self, missing: Sequence[tuple[StudyArm, int]]) -> str:
+        """How runs are computed: as asked for, as it was measured on such a device, or as a measurement says now."""
         assert self.stored is not None
+        known, device = self.stored["execution"], jax.devices()[0].device_kind
         seconds: dict[str, float] = {}
         if self.options.execution != "auto":
             how = self.options.execution
-        elif self.stored["execution"].get("seconds"):
-            return str(self.stored["execution"]["how"])
+        elif known.get("seconds") and known.get("device") == device:
+            return str(known["how"])
         else:
-            training_set, place = self.data["train"], execution.placements("sequential")[0]
-            recipe = self.resolved[missing[0][0].folder]
-            put = place.put((training_set.images[: recipe.data.train_count], training_set.labels))
-            how, seconds = execution.choose(recipe, put, min(self.options.together, len(self.definition.seeds)))
-        self.stored["execution"] = {"how": how, "seconds": seconds}
-        if seconds and self.options.progress:
+            together = max(len(group) for group in self._groups(missing, "mapped"))
+            how, seconds = execution.choose(self.resolved[missing[0][0].folder], *self._measured(), together)
+        self.stored["execution"] = {"how": how, "seconds": seconds, "device": device}
+        if seconds:
             shown = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in seconds.items())
-            print(f"execution: {how} (a step and run: {shown})")
+            self._say(f"execution: {how} (a step and run: {shown})")
         return how
 
     def _groups(self, missing: Sequence[tuple[StudyArm, int]], how: str) -> list[list[tuple[StudyArm, int]]]:
@@ -169,40 +204,42 @@ class Study:
         for number, (arm, seed) in enumerate(missing):
             key = number if size == 1 else execution.group_key(self.resolved[arm.folder])
             by_program.setdefault(key, []).append((arm, seed))
-        parts = [[runs[start : start + size] for start in range(0, len(runs), size)] for runs in by_program.values()]
-        return [group for group_list in parts for group in group_list]
+        return [runs[start : start + size] for runs in by_program.values() for start in range(0, len(runs), size)]
 
     def _train_all(self, groups: Sequence[Sequence[tuple[StudyArm, int]]], how: str) -> None:
+        assert self.stored is not None
         start, places = time.monotonic(), execution.placements(how)
+        task = lambda arm, seed, count: functools.partial(self._train_one, arm, seed, how, count)
         for number, group in enumerate(groups):
             if number and self.options.max_hours and time.monotonic() - start > 3600 * self.options.max_hours:
                 self.progress.say(f"stopped after {self.options.max_hours} hours; the same command continues")
                 return
+            execution.run_together([task(arm, seed, len(group)) for arm, seed in group], how, places)
+            for arm, seed in group if len(group) > 1 and how != "devices" else ():
+                reason = self.stored["runs"][run_name(arm, seed)]["reason"]
+                if any(word in reason for word in OUT_OF_MEMORY):  # alone it may fit
+                    self.progress.again(run_name(arm, seed))
+                    execution.run_together([task(arm, seed, 1)], "sequential", places)
 
-            def task(executor: Executor, arm: StudyArm, seed: int) -> None:
-                self._train_one(arm, seed, executor)
-
-            execution.run_together([_bound(task, arm, seed) for arm, seed in group], how, places)
-
-    def _train_one(self, arm: StudyArm, seed: int, executor: Executor) -> None:
-        """Trains a run and records what became of it."""
+    def _train_one(self, arm: StudyArm, seed: int, how: str, count: int, executor: Executor) -> None:
+        """Trains a run, one of `count` at the same time, and records what became of it."""
         name, compiled = run_name(arm, seed), compile_clock().seconds
         entry: dict[str, Any] = {"arm": arm.name, "seed": seed, "status": FINISHED, "reason": "", "metrics": {}}
         begun = time.monotonic()
         try:
-            run = self._fit(arm, seed, "validation", callbacks=[self.progress.follow(name)], executor=executor)
-            if self.options.light:
-                lighten(self.folder / name)
+            finish_lightening(self.folder / name)
+            follow = self.progress.follow(name)
+            run = self._fit(arm, seed, "validation", callbacks=[follow], executor=executor, resume=True)
             entry |= {"reason": run.reason, "metrics": metrics_of(run)}
             seconds = sum(line["seconds"] for line in run.history)
+            if self.options.light:
+                lighten(self.folder / name, **self.options.functions)
         except Exception as error:  # whatever went wrong with this run, the others can still be trained
-            reason = (str(error).splitlines() or [""])[0][:300]
-            entry |= {
-                "status": FAILED,
-                "reason": reason if isinstance(error, InputError) else f"{type(error).__name__}: {reason}",
-            }
+            entry |= {"status": FAILED, "reason": in_words(error)}
             seconds = time.monotonic() - begun
-        entry |= {"seconds": round(seconds, 2), "compile_seconds": round(compile_clock().seconds - compiled, 2)}
+        compiling = compile_clock().seconds - compiled
+        entry |= {"seconds": round(seconds / count, 2), "compile_seconds": round(compiling / count, 2)}
+        entry |= {"execution": how if count > 1 else "sequential", "together": count}
         with self._writing:
             assert self.stored is not None
             self.stored["runs"][name] = entry
@@ -217,40 +254,54 @@ class Study:
     def final(self, arm: str | None = None) -> None:
         """Evaluates the finished runs of an arm, or of all, on the test split, and counts it in study.json.
 
-        Raises InputError where runs are missing: the test split is for what is not changed any more.
+        Raises InputError where runs are missing: the test split is for what is not changed any more. A run that cannot
+        be evaluated does not stop the others, and is named at the end.
         """
         arms = self.definition.arms if arm is None else find_arms(self.definition.arms, arm)
+        if self.stored is None or self.missing():
+            count = f"{len(self.missing())} of {self.total()} runs are missing"
+            raise InputError(f"the study in '{self.folder}' is not finished, {count}; train them without --final first")
         with locked(self.folder):
-            self.stored = read_study(self.folder)
-            if self.stored is None or self.missing():
-                count = f"{len(self.missing())} of {len(self.definition.arms) * len(self.definition.seeds)} runs"
-                raise InputError(f"the study in '{self.folder}' is not finished, {count} are missing; train them first")
-            runs = self.stored["runs"]
-            chosen = [(arm, seed) for arm in arms for seed in self.definition.seeds]
-            chosen = [(arm, seed) for arm, seed in chosen if runs[run_name(arm, seed)]["status"] == FINISHED]
-            if all("test_accuracy" in runs[run_name(arm, seed)]["metrics"] for arm, seed in chosen):
+            self.stored = read_study(self.folder) or {}
+            runs, failures = self.stored["runs"], []
+            every = [(arm, seed) for arm in arms for seed in self.definition.seeds]
+            left = [(arm, seed) for arm, seed in every if self._awaits_test(runs[run_name(arm, seed)])]
+            if not left:
                 return
             self.data = self.data if "test" in self.data else {**self.data, "test": self._load("test")}
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            self.stored["final"].append({"time": now, "arms": [arm.name for arm in arms], "runs": len(chosen)})
-            write_study(self.folder, self.stored)  # before the first look
-            for arm_, seed in chosen:
-                run = self._fit(arm_, seed, "test")
-                runs[run_name(arm_, seed)]["metrics"] |= metrics_of(run)
+            self.stored["final"].append({"time": now, "arms": [arm.name for arm in arms], "runs": 0})
+            executor = Executor(execution.placements(self.stored["execution"].get("how", "sequential"))[0])
+            for own, seed in left:
+                try:
+                    finish_lightening(self.folder / run_name(own, seed))
+                    run = self._fit(own, seed, "test", executor=executor)
+                except Exception as error:
+                    failures.append(f"{run_name(own, seed)}: {in_words(error)}")
+                    continue
+                runs[run_name(own, seed)]["metrics"] |= metrics_of(run)
+                self.stored["final"][-1]["runs"] += 1
                 write_study(self.folder, self.stored)
+        if failures:
+            raise InputError(f"{len(failures)} of {len(left)} runs could not be evaluated, the first is {failures[0]}")
+
+    def _awaits_test(self, run: Mapping[str, Any]) -> bool:
+        return run["status"] == FINISHED and "test_accuracy" not in run["metrics"]
 
     def comparison(self, metric: str = "validation_accuracy", detect: float | None = None) -> Comparison:
         """`compare` of the finished runs."""
         return compare(self.folder, metric=metric, detect=detect)
 
 
-def _bound(task: Any, arm: StudyArm, seed: int) -> execution.Task:
-    return lambda executor: task(executor, arm, seed)
-
-
 def run_name(arm: StudyArm, seed: int) -> str:
     """The folder of a run below that of the study."""
     return f"{arm.folder}/seed{seed}"
+
+
+def in_words(error: Exception) -> str:
+    """The first line of an error, with its class where it is none of ours."""
+    text = (str(error).splitlines() or [""])[0][:300]
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
 
 
 def metrics_of(run: Run) -> dict[str, float]:

@@ -57,6 +57,23 @@ def run_folders(folder: Path, study: Mapping[str, Any]) -> list[Path]:
     return [folder / name for name in sorted(finished, key=lambda name: order.index(str(Path(name).parent)))]
 
 
+def study_of(workdir: Path) -> Path | None:
+    """The folder of the study that a run belongs to: runs/<arm>/seed<n> below it."""
+    place = workdir.resolve().parents
+    return place[2] if len(place) > 2 and (place[2] / "study.json").exists() else None
+
+
+def nothing_finished(folder: Path, study: Mapping[str, Any]) -> str:
+    """Why a study has no run to compare, in a sentence."""
+    failed = [run for run in study["runs"].values() if run["status"] == FAILED]
+    if not failed:
+        return f"no run of the study in '{folder}' is finished yet; the command that began it continues it"
+    return (
+        f"all {len(failed)} runs of the study in '{folder}' that were trained have failed, the first one:"
+        f" {failed[0]['reason']}; the same command with --retry trains them again"
+    )
+
+
 def notes(folder: Path, study: Mapping[str, Any]) -> list[str]:
     """What a report of the study must say beside its figures."""
     runs, planned = study["runs"], len(study["arms"]) * len(study["seeds"])
@@ -64,7 +81,15 @@ def notes(folder: Path, study: Mapping[str, Any]) -> list[str]:
     times = len(study["final"])
     used = {0: "was not used", 1: "was evaluated once"}.get(times, f"was evaluated {times} times")
     lines = [f"{folder}: the test split {used}."]
+    looked = [name for name in runs if (folder / name / "evaluation.json").exists()]
+    outside = [name for name in looked if "test_accuracy" not in runs[name]["metrics"]]
+    if outside:
+        lines.append(f"{folder}: {len(outside)} runs were evaluated on the test split by other commands.")
     if len(runs) < planned:
         lines.append(f"{folder}: {planned - len(runs)} of {planned} runs are not trained yet.")
+    finished = {run["arm"] for run in runs.values() if run["status"] == FINISHED}
+    for arm in study["arms"]:
+        if arm["name"] not in finished:
+            lines.append(f"{folder}: arm '{arm['name']}' has no finished run, and is in no table.")
     lines += [f"{folder}: {run['arm']}, seed {run['seed']} failed: {run['reason']}." for run in failed.values()]
     return lines

@@ -6,7 +6,8 @@ from typing import Any
 
 from cifar_jax.errors import InputError
 from cifar_jax.runs.recipes import load_recipe
-from cifar_jax.studies.compare import Comparison
+from cifar_jax.studies.compare import check_detect, check_metric
+from cifar_jax.studies.comparison import Comparison
 from cifar_jax.studies.definition import StudyArm, ablation_arms, grid_arms
 from cifar_jax.studies.study import Options, Study
 
@@ -28,13 +29,15 @@ def ablate(
         table = cj.ablate("configs/convnet.py", [{"augment.flip": 0}, {"model.dropout": 0}], seeds=8)
 
     recipe: a recipe, or the file of one. changes: field -> value, dotted or nested; one set for each arm. seeds: their
-    number, from recipe.seed on. folder: that of the study; studies/<recipe>-ablate for a recipe file. metric and detect
+    number, from recipe.seed on. folder: that of the study; only a recipe file has a default, studies/<recipe>-ablate.
+    metric and detect
     are as for `compare`; options are those of `studies.study.Options`, and model=..., loss=... as for `fit`.
 
     The same call continues a study that was interrupted; more arms or seeds extend it. Raises InputError where an arm
     cannot be trained, changes nothing or is given twice, and where the folder holds another study.
     """
     base, place = _base(recipe, folder, "ablate")
+    _check_report(metric, detect)
     return _trained(base, place, "ablate", ablation_arms(base, changes), seeds, options).comparison(metric, detect)
 
 
@@ -55,6 +58,7 @@ def sweep(
     Where no combination is the recipe itself, the first is the base. Everything else is as for `ablate`.
     """
     base, place = _base(recipe, folder, "sweep")
+    _check_report(metric, detect)
     return _trained(base, place, "sweep", grid_arms(base, grid), seeds, options).comparison(metric, detect)
 
 
@@ -65,6 +69,12 @@ def _base(recipe: Any, folder: str | Path | None, command: str) -> tuple[Any, Pa
     if folder is None:
         raise InputError(f"{command} needs the folder of the study; give folder='studies/NAME'")
     return recipe, Path(folder)
+
+
+def _check_report(metric: str, detect: float | None) -> None:
+    """Raises InputError on what the comparison after the training would refuse."""
+    check_metric(metric, ("validation",))
+    check_detect(metric, detect)
 
 
 def _trained(

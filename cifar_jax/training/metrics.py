@@ -60,11 +60,17 @@ class SplitPredictions:
 
     labels: np.ndarray  # int32 [N]
     probabilities: np.ndarray  # float32 [N, C]
+    indices: np.ndarray | None = None  # int64 [N], places in the data set's split; None where they are all, in order
+    embeddings: np.ndarray | None = None  # float32 [N, D], where they were asked for
 
     @property
     def correct(self) -> np.ndarray:
         """bool [N]."""
         return self.probabilities.argmax(-1) == self.labels
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Those that are there, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def summarise(sums: dict[str, Any], classes: tuple[str, ...], split: str, count: int) -> Evaluation:

@@ -180,7 +180,7 @@ def test_single_runs_are_compared_image_by_image():
     comparison = compare(runs)
     first, second = (run.predictions["validation"]().correct for run in runs)
     assert comparison.rows[1].mcnemar == statistics.mcnemar_test(second, first)
-    assert f"{comparison.rows[1].mcnemar.only_first} images only here" in one_line(comparison)
+    assert f"{comparison.rows[1].mcnemar.only_first} images only in this run" in one_line(comparison)
     assert compare(runs, metric="validation_loss").rows[1].mcnemar is None
     assert "needs the predictions of both runs" in one_line(compare([*arm(0.1, BASE[:1]), *arm(0.2, BETTER[:1])]))
 

@@ -5,13 +5,15 @@ import json
 import shutil
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 import cifar_jax as cj
-from cifar_jax.runs import loop, programs
+from cifar_jax.runs import light, loop, programs
 from cifar_jax.runs.workdir import read_predictions
+from cifar_jax.studies import execution
 from cifar_jax.studies import study as studies
 from cifar_jax.studies.definition import ablation_arms, grid_arms
 from cifar_jax.studies.execution import EXECUTIONS, choose, measure
@@ -118,9 +120,9 @@ def test_a_grid_with_a_further_axis_keeps_the_runs_of_the_old_value(tmp_path, mo
     calls = trained(monkeypatch)
     table = cj.sweep(RECIPE, {"optimizer.learning_rate": rates, "model.dropout": [0.2, 0.0]}, **options)
     assert names(calls) == ["learning_rate=0.02,dropout=0.0/seed0", "learning_rate=0.05,dropout=0.0/seed0"]
-    assert table.rows[0].name == "dropout=0.2, learning_rate=0.02"  # the recipe itself
+    assert (table.rows[0].name, table.rows[0].is_base) == ("learning_rate=0.02", True)  # the recipe itself
     assert {row.name for row in table.rows[1:]} == {
-        "dropout=0.0", "learning_rate=0.05", "dropout=0.0, learning_rate=0.05"
+        "learning_rate=0.02, dropout=0.0", "learning_rate=0.05", "learning_rate=0.05, dropout=0.0"
     }  # fmt: skip
 
 
@@ -128,7 +130,7 @@ def test_a_grid_with_a_further_axis_keeps_the_runs_of_the_old_value(tmp_path, mo
     ("call", "answer"),
     [
         ({"changes": CHANGES[:1]}, "holds another study (it has the arm 'learning_rate=0.05' too; arms can be added"),
-        ({"seeds": 1}, "it has seeds 1 to 1 too; seeds can be added, not taken away"),
+        ({"seeds": 1}, "it has the seeds 1 too; seeds can be added, not taken away"),
         ({"recipe": cj.override(RECIPE, {"epochs": 3})}, "holds another study (epochs: 2 -> 3)"),
         ({"data": {"train": made.split(96, seed=5)}}, "its data has digest made-96-4-8-0 in split 'train'"),
         (
@@ -170,7 +172,8 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch
     assert [run["status"] for run in runs.values()] == ["finished", "failed", "failed", "finished"]
     assert "not finite" in runs["runs/learning_rate=1e+30/seed0"]["reason"]
     assert runs["runs/dropout=0.0/seed0"]["reason"] == "RuntimeError: RESOURCE_EXHAUSTED: Out of memory"
-    assert [row.name for row in table.rows] == ["flip=0.5", "flip=0.0"]
+    assert [row.name for row in table.rows] == ["base", "flip=0.0"]
+    assert "arm 'dropout=0.0' has no finished run" in " ".join(str(table).split())
     assert "learning_rate=1e+30, seed 0 failed: " in " ".join(str(table).split())
     calls = trained(monkeypatch)
     ablate(tmp_path, changes, seeds=1)
@@ -179,26 +182,32 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch
     assert len(ablate(tmp_path, changes, seeds=1, retry=True).rows) == 3
 
 
-def test_an_interrupted_study_continues(tmp_path, monkeypatch):
-    """Interrupted in the third run, after its first epoch: the two finished runs stay, and the third resumes."""
-    launched, launch = [], loop.launch
+@pytest.mark.parametrize("how", ["sequential", "mapped"])
+def test_an_interrupted_study_continues_inside_the_run(how, finished, tmp_path, monkeypatch):
+    """Interrupted in the third run after its first epoch, or in the second epoch of a group: nothing is trained twice,
+    and every run ends as in the study that was not interrupted."""
+    launched, real = [], loop.launch_all
 
-    def interrupted(job, state, start):
+    def interrupted(jobs, states, start, how):
         launched.append(start)
-        if len(launched) == 6:
+        if len(launched) == (6 if how == "single" else 2):
             raise KeyboardInterrupt
-        return launch(job, state, start)
+        return real(jobs, states, start, how)
 
-    monkeypatch.setattr(loop.Executor, "__init__", _with_launch(loop.Executor.__init__, interrupted))
+    for module in (loop, execution):
+        monkeypatch.setattr(module, "launch_all", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ablate(tmp_path, seeds=1)
-    assert len(read_study(tmp_path)["runs"]) == 2
+        ablate(tmp_path, execution=how)
+    begun = read_study(tmp_path)["runs"]
+    assert len(begun) == (2 if how == "sequential" else 0)
     monkeypatch.undo()
-    assert len(ablate(tmp_path, seeds=1).rows) == 3
-
-
-def _with_launch(init, launch):
-    return lambda self, placement=None, _=None: init(self, placement or loop.Placement(), launch)
+    calls = trained(monkeypatch)
+    ablate(tmp_path, execution=how)
+    assert len(calls) == 6 - len(begun)
+    for name in read_study(finished[0])["runs"]:
+        ours, theirs = (cj.load_run(folder / name) for folder in (tmp_path, finished[0]))
+        for one, other in zip(jax.tree.leaves(ours.state.params), jax.tree.leaves(theirs.state.params), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4 if how == "mapped" else 0)
 
 
 def test_no_run_begins_after_max_hours(tmp_path, monkeypatch):
@@ -223,10 +232,19 @@ def test_no_run_begins_after_max_hours(tmp_path, monkeypatch):
         ({"changes": [{"augment.flip": 0}, {"augment.flip": 0.0}]}, "the arms 'flip=0.0' and 'flip=0.0' are the same"),
         ({"changes": [{"evaluation.batch_size": 5}]}, "'evaluation.batch_size' changes no result"),
         ({"changes": [{"data.validation": 5}]}, "'data.validation' decides which images a run is compared on"),
-        ({"changes": [{"seed": 5}]}, "'seed' is not changed by arms"),
+        ({"changes": [{"seed": 5}]}, "arms cannot change 'seed'"),
+        ({"changes": [{"loss.name": made.recipe}]}, "'loss.name' is a function, which no table of a study can name"),
+        ({"changes": [{"model": {"name": "cnn", "width": 8}}]}, "the change of 'model' replaces a whole section"),
+        ({"changes": [{"seeds": {"weights": 1, "order": 1, "augmentation": 1}}]}, "so its 2 runs would be equal"),
+        ({"metric": "validation_acuracy"}, "will be measured by none of the runs; did you mean 'validation_accuracy'"),
+        ({"metric": "test_accuracy"}, "metric 'test_accuracy' will be measured by none of the runs; the test split is"),
+        ({"detect": -1}, "detect is -1; it must be a positive number"),
         ({"changes": [{"augment.flip": 2}]}, "arm 'flip=2.0': recipe field 'augment.flip' is 2.0; it must be between"),
-        ({"seeds": 0}, "seeds is 0; a study needs at least 1"),
-        ({"seeds": 70}, "3 arms with 70 seeds are 210 runs, and max_runs is 200; give fewer, or set max_runs to 210"),
+        ({"seeds": 0}, "the number of seeds is 0; a study needs at least 1"),
+        (
+            {"seeds": 70},
+            "3 arms with 70 seeds are 210 runs, and max_runs is 200; ask for fewer, or set max_runs to",
+        ),
         ({"recipe": cj.override(RECIPE, {"data.validation": 0})}, "data.validation is 0; set a number of images, for"),
         ({"execution": "maped"}, "execution is 'maped'; did you mean 'mapped'?"),
         ({"execution": "devices"}, "execution='devices' needs several devices"),
@@ -250,6 +268,8 @@ def test_what_cannot_be_studied_is_told_before_anything_is_written(call, answer,
         ({"model.activation": "relu"}, "the values of 'model.activation' are 'relu'; give a list"),
         ({"augment.flip": [0, 0.0]}, "the arms 'flip=0.0' and 'flip=0.0' are the same"),
         ({"augmnt.flip": [0]}, "recipe field 'augmnt.flip' is unknown"),
+        ({"augment.flip": [0.5]}, "the grid changes nothing in this recipe: augment.flip has that value"),
+        ({"optimizer.weight_decay": [1, 1.0]}, "the arms 'weight_decay=1.0' and 'weight_decay=1.0' are the same"),
     ],
 )
 def test_what_is_no_grid_is_refused(grid, answer, tmp_path):
@@ -287,13 +307,13 @@ def test_final_evaluates_on_test_and_is_counted(copied):
     table = cj.compare(copied, metric="test_accuracy")
     assert "the test split was evaluated 2 times" in " ".join(str(table).split())
     assert "the test split was evaluated 2 times" in table.to_latex()
-    with pytest.raises(cj.InputError, match=r"the study has no arm 'flip'\. Known: base, flip=0\.0"):
+    with pytest.raises(cj.InputError, match=r"no arm 'flip'; its arms are base; flip=0.0; learning_rate=0.05"):
         study().final("flip")
 
 
-def test_final_is_refused_while_runs_are_missing(copied, tmp_path):
+def test_final_is_refused_while_runs_are_missing(copied):
     more = Study("ablate", copied, RECIPE, ablation_arms(RECIPE, CHANGES), 3, Options(data=DATA, progress=False))
-    with pytest.raises(cj.InputError, match=r"is not finished, 3 of 9 runs are missing; train them first"):
+    with pytest.raises(cj.InputError, match=r"is not finished, 3 of 9 runs are missing; train them without --final"):
         more.final()
     assert read_study(copied)["final"] == []
 
@@ -336,7 +356,8 @@ def test_runs_in_one_program_are_the_single_runs(how, part_steps, tmp_path):
             ours = cj.load_run(tmp_path / f"runs/{arm}/seed{seed}").state
             for one, other in zip(jax.tree.leaves(ours.params), jax.tree.leaves(single.state.params), strict=True):
                 np.testing.assert_allclose(one, other, atol=1e-5)
-    assert read_study(tmp_path)["execution"] == {"how": how, "seconds": {}}
+    assert read_study(tmp_path)["execution"]["how"] == how
+    assert {(run["execution"], run["together"]) for run in read_study(tmp_path)["runs"].values()} >= {(how, 3)}
 
 
 def test_a_run_that_fails_or_was_further_does_not_hold_up_the_others(tmp_path):
@@ -353,6 +374,7 @@ def test_a_run_that_fails_or_was_further_does_not_hold_up_the_others(tmp_path):
     )
     ablate(tmp_path, [{"optimizer.learning_rate": 1e30}], seeds=3, recipe=recipe, execution="mapped", together=6)
     runs = read_study(tmp_path)["runs"]
+    assert cj.load_run(tmp_path / "runs/base/seed1").history[-1]["epoch"] == 3  # it was stopped, and goes on
     assert sorted(name for name, run in runs.items() if run["status"] == "failed") == [
         f"runs/learning_rate=1e+30/seed{seed}" for seed in range(3)
     ]
@@ -361,17 +383,15 @@ def test_a_run_that_fails_or_was_further_does_not_hold_up_the_others(tmp_path):
 def test_a_measurement_decides_on_an_accelerator(monkeypatch):
     train_set = (jax.numpy.asarray(DATA["train"].images), jax.numpy.asarray(DATA["train"].labels))
     recipe = made.recipe({"batch_size": 16, "data.train_count": 96})
-    assert choose(recipe, train_set, 4) == ("sequential", {})  # this is a CPU
-    seconds = measure(recipe, train_set, 2)
+    assert choose(recipe, train_set, None, 4) == ("sequential", {})  # this is a CPU
+    seconds = measure(recipe, train_set, None, 2)
     assert set(seconds) == {"sequential", "unrolled", "mapped"} < {*EXECUTIONS}
     assert all(value > 0 for value in seconds.values())
-    from cifar_jax.studies import execution
-
     monkeypatch.setattr(execution.jax, "default_backend", lambda: "gpu")
     for times, how in (((10, 4, 2), "mapped"), ((10, 4, 9), "unrolled"), ((10, 9.5, 11), "sequential")):
         found = dict(zip(("sequential", "unrolled", "mapped"), times, strict=True))
         monkeypatch.setattr(execution, "measure", lambda *arguments, found=found: found)
-        assert choose(recipe, train_set, 4) == (how, found)
+        assert choose(recipe, train_set, None, 4) == (how, found)
 
 
 def test_light_runs_keep_all_but_the_optimiser(tmp_path, finished):
@@ -387,20 +407,141 @@ def test_light_runs_keep_all_but_the_optimiser(tmp_path, finished):
         assert not (tmp_path / name / "light").exists()
 
 
-@pytest.mark.parametrize("moment", ["copied", "checkpoints moved"])
-def test_a_kill_while_a_run_is_made_light_loses_nothing(moment, tmp_path, finished):
-    from cifar_jax.runs import light
+@pytest.mark.parametrize("moment", range(1, 4))
+def test_a_kill_while_a_run_is_made_light_loses_nothing(moment, tmp_path, finished, monkeypatch):
+    """At each of the moves of the first run: the same command finishes them, and trains nothing twice."""
+    moved, replace = [], light.os.replace
 
-    workdir = shutil.copytree(finished[0] / "runs/base/seed0", tmp_path / "run")
-    state = cj.load_run(workdir).state
-    light._copy(workdir, json.loads((workdir / "run.json").read_text())["recipe"])
-    if moment == "checkpoints moved":
-        shutil.rmtree(workdir / "checkpoints")
-        (workdir / "light/checkpoints").rename(workdir / "checkpoints")
-    light.lighten(workdir)
-    made.assert_same(cj.load_run(workdir).state.params, state.params)
-    light.lighten(workdir)  # a second time changes nothing
-    assert not (workdir / "light").exists()
+    def killed(source, target):
+        if "light" in str(source):
+            moved.append(source)
+            if len(moved) == moment:
+                raise KeyboardInterrupt
+        return replace(source, target)
+
+    monkeypatch.setattr(light.os, "replace", killed)
+    options = {"changes": CHANGES[:1], "seeds": 1, "light": True}
+    if moment <= 2:  # the checkpoints, and their manifest
+        with pytest.raises(KeyboardInterrupt):
+            ablate(tmp_path, **options)
+    monkeypatch.undo()
+    ablate(tmp_path, **options)
+    assert {run["status"] for run in read_study(tmp_path)["runs"].values()} == {"finished"}
+    for name in read_study(tmp_path)["runs"]:
+        made.assert_same(cj.load_run(tmp_path / name).state.params, cj.load_run(finished[0] / name).state.params)
+        assert not (tmp_path / name / "light").exists()
+
+
+class Own(nn.Module):
+    """A caller's model."""
+
+    factor: float = 1.0
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return self.factor * nn.Dense(made.CLASSES, name="head")(images.mean((1, 2)))
+
+
+def test_a_study_of_the_callers_model_may_be_light(tmp_path):
+    changes = [{"optimizer.learning_rate": 0.05}]
+    recipe = cj.override(RECIPE, {"model": {"name": "cnn"}})
+    ablate(tmp_path, changes, seeds=1, recipe=recipe, model=Own(), light=True)
+    assert {run["status"] for run in read_study(tmp_path)["runs"].values()} == {"finished"}
+    with pytest.raises(cj.InputError, match=r"holds another study .*factor"):
+        ablate(tmp_path, changes, seeds=2, recipe=recipe, model=Own(2.0), light=True)
+
+
+def test_two_functions_of_one_name_are_two_arms(tmp_path):
+    for factor in (1.0, 2.0):
+        recipe = cj.override(RECIPE, {"epochs": 1})
+        workdir = tmp_path / f"factor{factor}"
+        cj.fit(recipe, workdir, data=DATA, model=Own(factor), evaluate="validation", progress=False)
+    assert len(cj.compare(tmp_path).rows) == 2
+
+
+def test_a_study_keeps_the_dtype_that_it_began_with(tmp_path, monkeypatch):
+    recipe = cj.override(RECIPE, {"dtype": "auto", "epochs": 1})
+    ablate(tmp_path, CHANGES[:1], seeds=1, recipe=recipe)
+    monkeypatch.setattr(studies, "compute_dtype", lambda dtype: "bfloat16")
+    table = ablate(tmp_path, CHANGES[:1], seeds=2, recipe=recipe)
+    assert [row.summary.count for row in table.rows] == [2, 2]
+
+
+def test_figures_of_other_views_are_not_taken_from_the_training(tmp_path):
+    """metrics.jsonl has those of the image alone; only the evaluation has those of the recipe's views."""
+    recipe = cj.override(RECIPE, {"evaluation.views": "mirror", "epochs": 1})
+    cj.fit(recipe, tmp_path, data=DATA, progress=False)
+    with pytest.raises(cj.InputError, match="metric 'validation_accuracy' is measured by none of the runs"):
+        cj.compare(tmp_path)
+    cj.fit(recipe, tmp_path, data=DATA, evaluate="validation", progress=False)
+    accuracy = json.loads((tmp_path / "evaluation_validation.json").read_text())["accuracy"]
+    assert cj.compare(tmp_path).rows[0].summary.mean == accuracy
+
+
+def test_a_group_that_does_not_fit_the_memory_is_trained_one_by_one(tmp_path, monkeypatch):
+    real = execution.launch_all
+
+    def small(jobs, states, start, how):
+        if len(jobs) > 1:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes")
+        return real(jobs, states, start, how)
+
+    monkeypatch.setattr(execution, "launch_all", small)
+    ablate(tmp_path, CHANGES[1:], seeds=2, execution="mapped")
+    runs = read_study(tmp_path)["runs"].values()
+    assert [(run["status"], run["execution"]) for run in runs] == [("finished", "sequential")] * 4
+
+
+def test_a_base_that_failed_is_told(tmp_path):
+    recipe = cj.override(RECIPE, {"optimizer.learning_rate": 1e30})
+    table = ablate(tmp_path, [{"optimizer.learning_rate": 0.01}], seeds=1, recipe=recipe)
+    told = " ".join(str(table).split())
+    assert "the base has no finished run, and 'learning_rate=0.01' stands in for it" in told
+    with pytest.raises(cj.InputError, match=r"all 2 runs of the study in .* have failed, the first one: .*--retry"):
+        ablate(tmp_path / "all", [{"optimizer.learning_rate": 1e29}], seeds=1, recipe=recipe)
+
+
+def test_arms_have_folders_of_their_own():
+    """Names that lose characters keep their digest."""
+    arms = grid_arms(RECIPE, {"augment.crop": [0, 1], "init_from": ["a b", "a/b"]})
+    assert len({arm.folder for arm in arms}) == 4
+
+
+def test_a_study_is_not_put_into_the_workdir_of_a_run(copied):
+    with pytest.raises(cj.InputError, match="is the workdir of a run; name another folder for the study"):
+        ablate(copied / "runs/base/seed0")
+
+
+def test_a_look_at_the_test_split_by_other_commands_is_told(copied):
+    cj.fit(RECIPE, copied / "runs/base/seed0", data=DATA, progress=False)
+    for path in (copied, copied.parent):
+        told = " ".join(str(cj.compare(path)).split())
+        assert "1 runs were evaluated on the test split by other commands" in told
+        assert "the test split was not used" in told
+
+
+def test_final_names_the_runs_that_cannot_be_evaluated_and_goes_on(copied):
+    for path in (copied / "runs/base/seed0").glob("checkpoints/*/**/*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+    study = Study("ablate", copied, RECIPE, ablation_arms(RECIPE, CHANGES), 2, Options(data=DATA, progress=False))
+    with pytest.raises(cj.InputError, match="1 of 6 runs could not be evaluated, the first is runs/base/seed0: "):
+        study.final()
+    recorded = read_study(copied)
+    assert (len(recorded["final"]), recorded["final"][0]["runs"]) == (1, 5)
+
+
+def test_final_without_a_study_writes_nothing(tmp_path):
+    study = Study("ablate", tmp_path / "new", RECIPE, ablation_arms(RECIPE, CHANGES), 2, Options(data=DATA))
+    with pytest.raises(cj.InputError, match="is not finished, 6 of 6 runs are missing; train them without --final"):
+        study.final()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_plan_for_distillation_has_its_teacher(copied, tmp_path):
+    recipe = cj.override(RECIPE, {"objective": {"name": "distillation", "teacher": str(copied / "runs/base/seed0")}})
+    arms = ablation_arms(recipe, CHANGES[:1])
+    assert Study("ablate", tmp_path / "new", recipe, arms, 1, Options(data=DATA, progress=False)).plan().seconds > 0
 
 
 def test_a_plan_counts_runs_programs_time_and_space(copied, tmp_path):

@@ -1,0 +1,200 @@
+"""Pages about runs and studies: what stands in them, that they need nothing else, and what is missing is named."""
+
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import cifar_jax as cj
+from cifar_jax.reports import gallery, run_report
+from cifar_jax.runs.workdir import read_predictions, read_record
+from tests import made
+
+DATA = {"train": made.split(160, seed=0), "test": made.split(40, seed=1)}
+FIELDS = {"epochs": 2, "batch_size": 16, "data.validation": 40}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """The elements of a page as (tag, attributes), and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "run"
+    cj.fit(made.recipe(FIELDS), path, data=DATA, progress=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(workdir):
+    return Page(cj.report(workdir, data=DATA, progress=False).read_text())
+
+
+def test_a_report_of_a_run_has_all_its_parts(workdir, page):
+    for part in (
+        "Learning curves", "Confusion matrix", "Reliability", "Map of the embeddings", "The most confident errors",
+        "The least confident successes", "Each class: its most typical", "Filters of the first layer",
+        "This command repeats the run", "All fields of the recipe", "negative log-likelihood", "macro mean",
+    ):  # fmt: skip
+        assert part in page.text, part
+    run = cj.load_run(workdir)
+    assert f"{run.evaluation.accuracy:.2%} of 40 images" in page.text
+    assert run.digests["train"] in page.text
+    assert "recipe.json" in page.text
+    wrong = int((~read_predictions(workdir, "test").correct).sum())
+    assert page.text.count("predicted") < len(page.all("img"))  # alternatives are no text
+    errors = [image for image in page.all("img") if ", is " in image["alt"]]
+    assert len(errors) >= min(wrong, gallery.SHOWN)
+
+
+def test_a_page_needs_nothing_from_outside(page):
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "xlink:href"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, value)
+        assert tag not in ("script", "link", "iframe")
+    assert "default-src 'none'" in page.all("meta")[2]["content"]
+
+
+def test_a_page_can_be_read_without_seeing_it(page):
+    assert all(image.get("alt") for image in page.all("img"))
+    assert all(figure["role"] == "img" and figure["aria-label"] for figure in page.all("svg"))
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(scrolling["tabindex"] == "0" for scrolling in page.all("div") if scrolling.get("class") == "scroll")
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {link["href"][1:] for link in page.all("a")}
+    assert targets <= set(ids)
+
+
+def test_figures_take_the_colours_of_the_page(workdir, page):
+    text = (workdir / "report.html").read_text()
+    assert "#101112" not in text
+    assert text.count("currentColor") > 20
+
+
+def test_the_temperature_is_stored_and_applied(workdir, page):
+    temperature = read_record(workdir)["temperature"]
+    classifier = cj.load_classifier(workdir)
+    assert classifier.temperature == temperature == cj.load_run(workdir).temperature != 1.0
+    logits = classifier.logits(DATA["test"].images) / np.float32(temperature)
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    expected = powers / powers.sum(-1, keepdims=True)
+    np.testing.assert_allclose(classifier.probabilities(DATA["test"].images), expected, rtol=1e-5)
+    before, after = cj.calibrate(cj.load_run(workdir), data=DATA, progress=False)
+    assert after.loss <= before.loss
+    assert f"{temperature:.3f}" in page.text
+
+
+def test_a_report_of_a_study_is_its_comparison(tmp_path):
+    recipe, changes = made.recipe(FIELDS), [{"model.dropout": 0.3}, {"optimizer.learning_rate": 0.05}]
+    table = cj.ablate(recipe, changes, seeds=3, folder=tmp_path / "study", data=DATA, progress=False)
+    page = Page(cj.report(tmp_path / "study").read_text())
+    for sentence in table.sentences():
+        assert sentence in page.text
+    assert len(page.all("svg")) == 2
+    runs = [tmp_path / "study" / "runs" / name / "seed0" for name in ("base", "dropout=0.3")]
+    both = Page(cj.report(runs, tmp_path / "both").read_text())
+    assert (tmp_path / "both" / "report.html").exists()
+    assert "McNemar" in both.text
+
+
+def test_what_is_missing_is_named(tmp_path):
+    """No validation split, no images, no finished training."""
+    path = tmp_path / "run"
+    cj.fit(made.recipe({**FIELDS, "data.validation": 0}), path, data=DATA, progress=False)
+    page = Page(cj.report(path, data=DATA, progress=False).read_text())
+    assert "There is no temperature: the run has no validation split to fit it on." in page.text
+    page = Page(cj.report(path, progress=False).read_text())
+    assert "Predictions are missing: " in page.text
+    assert "Learning curves" in page.text
+    stopping = [lambda event: (_ for _ in ()).throw(KeyError("ended")) if event.step == 7 else None]
+    with pytest.raises(KeyError):
+        cj.fit(made.recipe(FIELDS), tmp_path / "half", data=DATA, callbacks=stopping, stoppable=True, progress=False)
+    page = Page(cj.report(tmp_path / "half", data=DATA, progress=False).read_text())
+    assert "The run is not finished: this is the state of its last checkpoint." in page.text
+
+
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        ({"paths": []}, "there is nothing to report"),
+        ({"paths": "nowhere"}, "'nowhere' holds no run"),
+        ({"paths": ["a", "b"]}, "a report of several runs needs a folder; give out='reports/NAME'"),
+        ({"paths": "nowhere", "embedding": "umap"}, "embedding is 'umap'. Known: none, pca, tsne"),
+    ],
+)
+def test_what_cannot_be_reported_is_refused(call, answer):
+    with pytest.raises(cj.InputError, match=re.escape(answer)):
+        cj.report(**call)
+
+
+def test_a_missing_library_is_answered_with_its_command(workdir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(cj.InputError, match=r"reports need Jinja2.*pip install -c constraints.txt -e '.\[report\]'"):
+        cj.report(workdir, data=DATA, progress=False)
+
+
+def test_galleries_choose_by_probability():
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.55, 0.45], [0.3, 0.7]], np.float32)
+    labels = np.array([0, 1, 1, 0, 0])
+    assert gallery.confident_errors(labels, probabilities).tolist() == [4, 1]
+    assert gallery.doubtful_successes(labels, probabilities).tolist() == [3, 2, 0]
+    typical, hardest = gallery.of_class(labels, probabilities, 0, 2)
+    assert (typical.tolist(), hardest.tolist()) == ([0, 3], [4, 3])
+
+
+def test_filters_are_a_sheet_with_each_in_its_own_range():
+    kernel = np.random.RandomState(0).normal(size=(5, 5, 3, 20))
+    sheet = gallery.filters(kernel, columns=8)
+    assert sheet.shape == (3 * 6 - 1, 8 * 6 - 1, 3)
+    second = sheet[:5, 6:11]
+    assert (second.min(), second.max()) == (0, 255)
+
+
+def test_overfitting_is_told_from_where_and_by_how_much():
+    line = lambda train, validation: {"train_loss": train, "validation_loss": validation}
+    history = [line(1.0, 1.1), line(0.8, 1.0), line(0.5, 1.2)]
+    assert run_report.overfitting(history) == (
+        "The run overfits from epoch 2 on: the validation loss rises from 1.000 to 1.200 while the training loss goes"
+        " from 0.800 to 0.500."
+    )
+    assert run_report.overfitting(history[:2]).endswith("the run does not overfit.")
+    assert run_report.overfitting([line(1.0, None)]) == ""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_renders_the_page_without_overflow(width, workdir, page, tmp_path):
+    """The page is as wide as the window: only tables scroll."""
+    probe = "<script>document.title = document.documentElement.scrollWidth + ' ' + window.innerWidth</script>"
+    text = (
+        (workdir / "report.html")
+        .read_text()
+        .replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
+    )
+    (tmp_path / "page.html").write_text(text.replace("</body>", f"{probe}</body>"))
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", f"--window-size={width},900"]
+    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'page.html'}"]
+    seen = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    scrolled, shown = map(int, re.search(r"<title>(\d+) (\d+)</title>", seen).groups())
+    assert scrolled <= shown
