@@ -127,7 +127,8 @@ def _general_parser() -> argparse.ArgumentParser:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        usage_error(message)
+        command = self.prog.rpartition(" ")[2]
+        usage_error(message, command if command in COMMANDS else None)
 
 
 def split_fields(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -151,7 +152,8 @@ def parse_field(text: str) -> tuple[str, object]:
     return field, parse_value(value)
 
 
-def usage_error(message: str) -> NoReturn:
-    """Prints one sentence and raises SystemExit(2)."""
-    print(f"error: {message}; see '{process.command_line('--help')}'", file=sys.stderr)
+def usage_error(message: str, command: str | None = None) -> NoReturn:
+    """Prints one sentence, with the help to read, and raises SystemExit(2)."""
+    help_ = process.command_line(*filter(None, [command, "--help"]))
+    print(f"error: {message}; see '{help_}'", file=sys.stderr)
     sys.exit(2)

@@ -31,7 +31,7 @@ PACKAGES: dict[str, list[str]] = {
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
         "plan", "progress", "study", "sweep",
     ],
-    "reports": ["figures", "plots", "gallery", "run_report", "report"],
+    "reports": ["sinks", "figures", "plots", "gallery", "run_report", "report"],
     "commands": ["values", "studies", "*"],
     "cli": [],
     "__main__": [],

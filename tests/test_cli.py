@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cifar_jax as cj
@@ -84,6 +85,14 @@ def test_the_quickstart_learns_and_names_the_next_commands(tmp_path, capsys):
     assert "validation accuracy" in capsys.readouterr().out
     assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", "--format=json"]) == 0
     assert json.loads(capsys.readouterr().out) == evaluation
+
+    file = tmp_path / "predictions.npz"
+    assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", f"--save_predictions={file}"]) == 0
+    with np.load(file) as arrays:
+        assert set(arrays.files) == {"labels", "probabilities", "indices", "embeddings"}
+        assert (arrays["probabilities"].argmax(-1) == arrays["labels"]).mean() == evaluation["accuracy"]
+    assert cli.main(["report", str(tmp_path / "run"), f"--out={tmp_path / 'page'}", "--embedding=none"]) == 0
+    assert "Reliability" in (tmp_path / "page" / "report.html").read_text()
 
 
 def test_metrics_lines_have_every_field(tmp_path, capsys):
@@ -262,7 +271,7 @@ def test_the_next_commands_are_commands(tmp_path, monkeypatch):
         parts = shlex.split(command, comments=True)
         arguments = parts[parts.index("cifar_jax") + 1 :]
         assert cli.parse(arguments).command == arguments[0]
-    assert f"--workdir={workdir}" in shlex.split(train.next_commands(workdir, "digits")[0])
+    assert f"--workdir={workdir}" in shlex.split(train.next_commands(workdir, "digits")[1])
 
 
 def test_every_command_in_the_readme_is_one():

@@ -110,7 +110,7 @@ def test_one_sentence_and_nothing_written(arguments, expected, tmp_path, capsys)
 def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     line = refused([*QUICK, f"--workdir={tmp_path / 'file' / 'run'}"], capsys)
-    assert f"workdir '{tmp_path / 'file' / 'run'}' cannot be written" in line
+    assert f"folder '{tmp_path / 'file' / 'run'}' cannot be written" in line
 
 
 def test_evaluate_without_a_run(tmp_path, capsys):

@@ -19,6 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evaluate", choices=("test", "validation", "none"), help="split of the one evaluation at the end; test"
     )
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        choices=("tensorboard", "wandb"),
+        help="write figures there too; repeatable",
+    )
     parser.add_argument("--resume", action="store_true", help="continue a run that a callback stopped")
 
 
@@ -31,7 +38,12 @@ def run(options: argparse.Namespace) -> int:
         chosen["evaluate"] = None if options.evaluate == "none" else options.evaluate
     if options.resume:
         chosen["resume"] = True
-    trained = cj.fit(recipe, workdir, data_dir=options.data_dir, callbacks=[remember], **chosen)
+    callbacks = [remember]
+    if options.log:
+        from cifar_jax.reports.sinks import sink
+
+        callbacks += [sink(name) for name in options.log]
+    trained = cj.fit(recipe, workdir, data_dir=options.data_dir, callbacks=callbacks, **chosen)
     if before.get("complete") and before.get("step") == read_record(workdir).get("step"):
         print(f"the run in {workdir} is complete; nothing to train")
     print(trained.evaluation or trained)
@@ -60,7 +72,8 @@ def next_commands(workdir: Path, data: str) -> list[str]:
     """Commands that can be pasted from the current folder."""
     cifar = "--config=configs/cnn.py", "--config=configs/resnet18.py"
     return [
-        command_line("evaluate", f"--workdir={workdir}", "--views=mirror"),
+        command_line("report", str(workdir)) + "    # a page of HTML; needs the extra 'report'",
+        command_line("evaluate", f"--workdir={workdir}", "--format=json"),
         command_line("list", "runs", str(workdir.parent)),
         *([command_line("train", cifar[0]) + "         # CIFAR-10, 162 MiB to download"] if data == "digits" else []),
         *([command_line("train", cifar[1]) + "    # CIFAR-10, for a GPU"] if data == "digits" else []),

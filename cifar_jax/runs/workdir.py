@@ -279,6 +279,8 @@ def _stored(workdir: Path, functions: Mapping[str, Any]) -> tuple[dict[str, Any]
     """run.json and the recipe, with the caller's functions in it."""
     record = read_record(workdir)
     if record is None:
+        if (workdir / "study.json").exists():
+            raise InputError(f"'{workdir}' is a study; name the workdir of one of its runs, {workdir}/runs/ARM/seedN")
         raise InputError(f"'{workdir}' holds no run (no run.json); train one with --workdir={workdir}")
     if damage := damage_of(workdir, record, "recipe.json"):
         raise InputError(f"{workdir / 'recipe.json'} {damage}; the command that trained the run writes it again")
@@ -351,14 +353,12 @@ def locked(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
     except OSError as error:
-        raise InputError(f"workdir '{workdir}' cannot be written ({error.strerror}); name another folder") from error
+        raise InputError(f"folder '{workdir}' cannot be written ({error.strerror}); name another folder") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(
-                f"workdir '{workdir}' is in use by another process; wait for it or name another"
-            ) from error
+            raise InputError(f"folder '{workdir}' is in use by another process; wait for it or name another") from error
         yield
 
 

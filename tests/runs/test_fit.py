@@ -497,3 +497,46 @@ def test_an_old_recipe_loads_if_its_removed_fields_change_nothing(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps({**values, "progressive_resizing": [[0.5, 2]]}))
     with pytest.raises(cj.InputError, match=r"'progressive_resizing' is .*; it was removed"):
         cj.load_recipe(tmp_path / "old.json")
+
+
+# --- predictions ---
+
+
+def test_predictions_are_the_arrays_of_a_split(tmp_path):
+    """Any metric is one line then: accuracy and AUC from scikit-learn equal ours."""
+    from sklearn.metrics import accuracy_score, roc_auc_score
+
+    run = fit(tmp_path)
+    found = cj.predictions(run, "test", data=DATA, progress=False)
+    assert found.probabilities.shape == (40, made.CLASSES)
+    assert found.embeddings.shape[0] == 40
+    np.testing.assert_array_equal(found.labels, DATA["test"].labels)
+    np.testing.assert_array_equal(found.indices, np.arange(40))
+    assert accuracy_score(found.labels, found.probabilities.argmax(-1)) == run.evaluation.accuracy
+    assert 0 <= roc_auc_score(found.labels, found.probabilities, multi_class="ovr") <= 1
+    np.testing.assert_allclose(found.embeddings, run.classifier.embeddings(DATA["test"].images), rtol=1e-6)
+    held_out = cj.predictions(run, "validation", data=DATA, progress=False)
+    np.testing.assert_array_equal(DATA["train"].labels[held_out.indices], held_out.labels)
+    trained_on = cj.predictions(run, "train", data=DATA, progress=False)
+    assert not set(held_out.indices) & set(trained_on.indices)
+    assert len(held_out.indices) + len(trained_on.indices) == 96
+
+
+def test_predictions_have_the_temperature_of_the_run(tmp_path):
+    run = fit(tmp_path)
+    _, after = cj.calibrate(run, data=DATA, progress=False)
+    scaled = cj.predictions(cj.load_run(tmp_path), "validation", data=DATA, progress=False)
+    loss = -np.log(scaled.probabilities[np.arange(32), scaled.labels]).mean()
+    assert loss == pytest.approx(after.loss, rel=1e-4)
+    with pytest.raises(cj.InputError, match="this run held out no images"):
+        cj.calibrate(fit(tmp_path / "other", {"data.validation": 0}), data=DATA, progress=False)
+
+
+def test_a_model_without_a_head_has_predictions_without_embeddings():
+    class Headless(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train):
+            return nn.Dense(made.CLASSES)(images.mean((1, 2)))
+
+    run = cj.fit(made.recipe(FIELDS, model={"name": "cnn"}), data=DATA, model=Headless(), progress=False)
+    assert cj.predictions(run, "test", data=DATA, progress=False).embeddings is None
