@@ -29,6 +29,11 @@ def get_config() -> ConfigDict:
             "part_steps": 0,  # steps of the parts of a long epoch, for progress and checkpoints; 0 decides by cost
             "data": {
                 "name": "cifar10",  # a data set of cifar_jax.data.DATASETS, or a prepared one of TFDS by name
+                "path": "",  # image_folder: a folder of images, or a CSV file (see cifar_jax/data/image_folder.py)
+                "image_size": 32,  # image_folder: pixels a side that all images get
+                "resize_mode": "stretch",  # image_folder: stretch, pad (on black) or crop (the centre)
+                "test_share": 0.2,  # image_folder: of each class, where it has no test split
+                "validation_share": 0.1,  # image_folder: likewise; it takes the place of data.validation
                 "validation": 5000,  # images held out of train, the same share of each class
                 "seed": 0,  # which ones are held out
                 "mean": (0.4914, 0.4822, 0.4465),  # of each channel, pixels in 0..1; one number serves all channels

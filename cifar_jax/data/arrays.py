@@ -70,7 +70,7 @@ def load(name: str, split: str, data_dir: str | Path | None = None, progress: bo
     if split not in splits:
         raise InputError(f"data set {name!r} in {folder} has no split {split!r}; it has {', '.join(splits)}")
     fingerprint = _fingerprint(folder)
-    cached = _from_cache(fingerprint, name, split)
+    cached = from_cache(fingerprint, name, split)
     loaded = cached or _read(folder, name, split, progress)
     expected = KNOWN_DIGESTS.get((info["name"], split), loaded.digest)
     if loaded.digest != expected:
@@ -79,14 +79,7 @@ def load(name: str, split: str, data_dir: str | Path | None = None, progress: bo
             f" {expected} was expected; remove the folder and prepare it again"
         )
     if cached is None:
-        try:
-            _to_cache(fingerprint, loaded)
-        except OSError as error:
-            warnings.warn(
-                f"the decoded images cannot be cached in {cache_dir()} ({error}); set XDG_CACHE_HOME to a"
-                " folder that can be written",
-                stacklevel=2,
-            )
+        to_cache(fingerprint, loaded)
     return loaded
 
 
@@ -104,7 +97,7 @@ def dataset(images: Any, labels: Any, classes: Sequence[str] | None = None, name
     images, labels = checked_arrays(images, labels)
     names = numbered_classes(count_classes(labels)) if classes is None else checked_classes(classes)
     check_range(labels, len(names))
-    return _in_order_of_digests(images, labels, names, name or "arrays", "")
+    return in_order_of_digests(images, labels, names, name or "arrays", "")
 
 
 def splits(data: Mapping[str, Split | tuple[Any, Any]]) -> dict[str, Split]:
@@ -201,7 +194,7 @@ def _check_together(train: Split, other: Split) -> None:
         )
 
 
-def _in_order_of_digests(
+def in_order_of_digests(
     images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], name: str, split: str
 ) -> Split:
     digests = _example_digests(images, labels, len(classes))
@@ -256,7 +249,7 @@ def _read(folder: Path, name: str, split: str, progress: bool) -> Split:
             f"split {split!r} in {folder} has the label {labels[bad]}; labels must be in 0..{len(classes) - 1}, and -1"
             " marks unlabelled examples: prepare it again from labelled examples"
         )
-    return _in_order_of_digests(images, labels, classes, name, split)
+    return in_order_of_digests(images, labels, classes, name, split)
 
 
 def _check_features(features: Any, folder: Path, name: str) -> None:
@@ -313,7 +306,7 @@ def _index(fingerprint: str, split: str) -> Path:
     return cache_dir() / "arrays" / "index" / f"{fingerprint}-{split}.json"
 
 
-def _from_cache(fingerprint: str, name: str, split: str) -> Split | None:
+def from_cache(fingerprint: str, name: str, split: str) -> Split | None:
     """The memory-mapped arrays, or None. Recomputes the digest (0.2 s for CIFAR-10) and removes a damaged entry."""
     try:
         entry = json.loads(_index(fingerprint, split).read_text())
@@ -335,7 +328,19 @@ def _from_cache(fingerprint: str, name: str, split: str) -> Split | None:
     return None
 
 
-def _to_cache(fingerprint: str, loaded: Split) -> None:
+def to_cache(fingerprint: str, loaded: Split) -> None:
+    """Keeps the arrays for `from_cache`; a cache that cannot be written is a warning."""
+    try:
+        _write_cache(fingerprint, loaded)
+    except OSError as error:
+        warnings.warn(
+            f"the decoded images cannot be cached in {cache_dir()} ({error}); set XDG_CACHE_HOME to a folder that can"
+            " be written",
+            stacklevel=3,
+        )
+
+
+def _write_cache(fingerprint: str, loaded: Split) -> None:
     """Writes to a temporary folder and renames it, so that another process sees either nothing or all of it."""
     index = _index(fingerprint, loaded.split)
     index.parent.mkdir(parents=True, exist_ok=True)

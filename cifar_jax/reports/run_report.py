@@ -198,11 +198,11 @@ def add_calibration(
 ) -> None:
     """Figures and diagram before and after a temperature that was fitted on the validation split."""
     temperatures = [("as trained", 1.0)]
-    if _has_validation(run):
+    try:
         _, fitted = calibrate(run, **options)
         temperatures.append((f"temperature {fitted.temperature:.3f}", fitted.temperature))
-    else:
-        report.missing.append("There is no temperature: the run has no validation split to fit it on.")
+    except InputError as error:
+        report.missing.append(f"There is no temperature: {error}.")
     labels, probabilities = predictions.labels, predictions.probabilities
     report.calibration = [(name, calibration(probabilities, labels, at)) for name, at in temperatures]
     figure, axes = new_figure(4.2, 3.6)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from cifar_jax.data import arrays
+from cifar_jax.data.load import load_split
 from cifar_jax.errors import InputError
 from cifar_jax.runs import programs
 from cifar_jax.runs.calibration import scale
@@ -113,7 +114,7 @@ def select(
         given = data[source]
         images = given if isinstance(given, arrays.Split) else arrays.dataset(given[0], given[1], run.classes)
     else:
-        images = arrays.load(recipe.data.name, source, data_dir, progress)
+        images = load_split(recipe.data, source, data_dir, progress)
     if images.classes != run.classes:
         raise InputError(f"data set '{recipe.data.name}' has classes {images.classes}; the run knows {run.classes}")
     if source != "test" and images.digest != run.digests[source]:

@@ -13,6 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from cifar_jax import training
 from cifar_jax.data import arrays
+from cifar_jax.data.load import load_splits
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import differences, resolve
 from cifar_jax.runs import pretrained, programs
@@ -232,9 +233,7 @@ def _train_and_evaluate(request: Request, run: Run | None, callbacks: Sequence[C
 def _load(request: Request) -> dict[str, arrays.Split]:
     """The data set that the recipe names. The test split is read now, so that damage shows before the training, and
     evaluated once, after it; it is not touched where it is not asked for."""
-    names = ("train", "test") if request.evaluate == "test" else ("train",)
-    load = lambda split: arrays.load(request.recipe.data.name, split, request.data_dir, request.progress)
-    return arrays.splits({split: load(split) for split in names})
+    return load_splits(request.recipe.data, request.evaluate == "test", request.data_dir, request.progress)
 
 
 def _dtype(request: Request, stored: Any) -> str:

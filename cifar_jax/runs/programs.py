@@ -38,6 +38,11 @@ TRACED_FIELDS = (
 UNUSED_FIELDS = {
     "seed": 0,
     "data.name": "",
+    "data.path": "",
+    "data.image_size": 32,
+    "data.resize_mode": "",
+    "data.test_share": 0.0,
+    "data.validation_share": 0.0,
     "data.seed": 0,
     "data.validation": 0,
     "init_from": "",
@@ -71,7 +76,9 @@ def numbers(recipe: Any) -> dict[str, jax.Array]:
 def shared(recipe: Any) -> FrozenConfigDict:
     """The recipe without what its programs take as arguments or do not depend on: equal for runs that share them."""
     placeholders = {path: 0 if path.startswith("seeds.") else 0.0 for path in numbers(recipe)}
-    return FrozenConfigDict(override(recipe, {**placeholders, **UNUSED_FIELDS}))
+    fields = flatten(recipe)  # a run of an older version has fewer
+    unused = {path: value for path, value in UNUSED_FIELDS.items() if path in fields}
+    return FrozenConfigDict(override(recipe, {**placeholders, **unused}))
 
 
 def part_steps(recipe: Any, steps: int) -> int:

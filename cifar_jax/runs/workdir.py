@@ -41,7 +41,14 @@ from cifar_jax.training.metrics import Evaluation, SplitPredictions
 FORMAT = 1
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections", "numpy")
 # Fields that cannot change results: they may differ between a run and the call that resumes it.
-FREE_FIELDS = ("checkpoint.every_epochs", "checkpoint.every_minutes", "evaluation.batch_size", "part_steps")
+# Where images lie is no matter either: the digest of the data says what they are.
+FREE_FIELDS = (
+    "checkpoint.every_epochs",
+    "checkpoint.every_minutes",
+    "evaluation.batch_size",
+    "part_steps",
+    "data.path",
+)
 EVALUATIONS = {"test": "evaluation.json", "validation": "evaluation_validation.json"}
 PREDICTIONS = {"test": "predictions.npz", "validation": "predictions_validation.npz"}
 

@@ -20,7 +20,7 @@ from cifar_jax.studies.records import label
 from cifar_jax.training.keys import FOLLOW
 
 BASE = "base"  # the name of the arm that changes nothing
-OF_DATA = ("data.name", "data.validation", "data.seed")
+OF_DATA = ("data.name", "data.path", "data.test_share", "data.validation_share", "data.validation", "data.seed")
 
 
 @dataclass(frozen=True)

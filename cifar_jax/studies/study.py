@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from cifar_jax.data import arrays
+from cifar_jax.data.load import load_split, load_splits
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import override, to_json
 from cifar_jax.runs.devices import compute_dtype
@@ -78,7 +79,8 @@ class Study:
             raise InputError(f"'{self.folder}' is the workdir of a run; name another folder for the study")
         self.stored = read_study(self.folder)
         self.recipe = self._with_dtype(recipe)
-        self.data = arrays.splits(options.data) if options.data else {"train": self._load("train")}
+        loaded = lambda: load_splits(recipe.data, False, options.data_dir, options.progress)
+        self.data = arrays.splits(options.data) if options.data else loaded()
         if not recipe.data.validation and "validation" not in self.data:
             raise InputError(
                 "a study compares its runs on a validation split, and data.validation is 0; set a number of images,"
@@ -101,7 +103,7 @@ class Study:
         return override(recipe, {"dtype": self.stored["recipe"]["dtype"] if self.stored else compute_dtype("auto")})
 
     def _load(self, split: str) -> arrays.Split:
-        return arrays.load(self.recipe.data.name, split, self.options.data_dir, self.options.progress)
+        return load_split(self.recipe.data, split, self.options.data_dir, self.options.progress)
 
     def _check(self, arm: StudyArm, seed: int) -> Any:
         """The arm's resolved recipe. Raises InputError, with the name of the arm, where it cannot be trained."""

@@ -363,7 +363,7 @@ def test_a_writer_that_comes_second_leaves_the_first(tmp_path):
     (entry,) = (tmp_path / "cache/cifar_jax/arrays/index").iterdir()
     images = tmp_path / "cache/cifar_jax/arrays" / loaded.digest / "images.npy"
     inode = images.stat().st_ino
-    data._to_cache(entry.stem.split("-")[0], loaded)
+    data.to_cache(entry.stem.split("-")[0], loaded)
     assert images.stat().st_ino == inode
     assert not list((tmp_path / "cache/cifar_jax/arrays").glob("writing.*"))
 

@@ -123,7 +123,7 @@ def test_what_is_missing_is_named(tmp_path):
     path = tmp_path / "run"
     cj.fit(made.recipe({**FIELDS, "data.validation": 0}), path, data=DATA, progress=False)
     page = Page(cj.report(path, data=DATA, progress=False).read_text())
-    assert "There is no temperature: the run has no validation split to fit it on." in page.text
+    assert "There is no temperature: this run held out no images (data.validation=0)" in page.text
     page = Page(cj.report(path, progress=False).read_text())
     assert "Predictions are missing: " in page.text
     assert "Learning curves" in page.text

@@ -1,0 +1,244 @@
+"""A user's own images as a data set: a folder for each class, folders of splits above them, or a CSV file.
+
+    DIR/good/*.png  DIR/scratched/*.jpg                  split by content, see `share_of`
+    DIR/train/good/*.png  DIR/validation/...  DIR/test/...
+    DIR/labels.csv: path,label[,split]                   paths are relative to the file
+
+Images of any size and mode become uint8 [size, size, 3]: EXIF orientation applied, transparency on white. The digests
+of the files decide which are held out, so that a split stays as it is when images are added.
+"""
+
+import csv
+import hashlib
+import io
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from cifar_jax.errors import InputError, nearest
+
+SPLITS = ("train", "validation", "test")
+RESIZE_MODES = ("stretch", "pad", "crop")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+MAX_PIXELS = 89_478_485  # of an image that is decoded; Pillow warns of decompression bombs from there on
+SHOWN = 5  # files that a message names
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The fields of recipe.data that say how a folder is read."""
+
+    path: str
+    image_size: int = 32  # pixels a side
+    resize_mode: str = "stretch"  # stretch, pad (on black) or crop (the centre)
+    test_share: float = 0.2  # of the images of a class, where the folder has no test split
+    validation_share: float = 0.1  # likewise
+
+    def check(self) -> None:
+        """Raises InputError on values that make no sense."""
+        if not self.path:
+            raise InputError("data.path is empty; name a folder of images, or a CSV file of path,label")
+        if not Path(self.path).exists():
+            raise InputError(f"data.path '{self.path}' does not exist; name a folder of images, or a CSV file")
+        if self.image_size < 1:
+            raise InputError(f"data.image_size is {self.image_size}; it must be at least 1 pixel")
+        if self.resize_mode not in RESIZE_MODES:
+            raise InputError(f"data.resize_mode is '{self.resize_mode}'{nearest(self.resize_mode, RESIZE_MODES)}")
+        for name in ("test_share", "validation_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"data.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.test_share + self.validation_share >= 1:
+            raise InputError("data.test_share and data.validation_share leave nothing to train on; lower one of them")
+
+
+Listing = dict[str, dict[str, list[Path]]]  # split, or "" where it is not given -> class -> files
+
+
+def list_files(path: Path) -> Listing:
+    """The image files by split and class. Raises InputError where there are none, or classes do not go together."""
+    if path.is_file():
+        listing = _read_csv(path)
+    elif any((path / split).is_dir() for split in SPLITS):
+        listing = {split: _classes_of(path / split) for split in SPLITS if (path / split).is_dir()}
+        if "train" not in listing:
+            raise InputError(f"'{path}' has no folder 'train' beside {', '.join(map(repr, listing))}; add it")
+    else:
+        listing = {"": _classes_of(path)}
+    first = listing.get("train") or listing.get("") or {}
+    if len(first) < 2:
+        found = f"one class, '{next(iter(first))}'" if first else "no images in folders of classes"
+        raise InputError(f"'{path}' holds {found}; a data set needs at least two folders, one for each class")
+    for split, classes in listing.items():
+        if unknown := sorted(classes.keys() - first.keys()):
+            raise InputError(f"split '{split}' of '{path}' has the class '{unknown[0]}', which 'train' has not")
+        if absent := sorted(first.keys() - classes.keys()):
+            warnings.warn(f"split '{split}' of '{path}' has no images of: {', '.join(absent)}", stacklevel=2)
+    return listing
+
+
+def _classes_of(folder: Path) -> dict[str, list[Path]]:
+    """Class -> its image files, at any depth; folders without images are left out."""
+    found = {}
+    for place in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        files = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+        if files:
+            found[place.name] = files
+    return found
+
+
+def _read_csv(path: Path) -> Listing:
+    listing: Listing = defaultdict(lambda: defaultdict(list))
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if not {"path", "label"} <= set(rows.fieldnames or ()):
+            raise InputError(
+                f"'{path}' has the columns {rows.fieldnames}; it needs 'path' and 'label', and may have 'split'"
+            )
+        for number, row in enumerate(rows, 2):
+            file_path, split = path.parent / row["path"], row.get("split") or ""
+            if not file_path.is_file():
+                raise InputError(f"line {number} of '{path}' names '{row['path']}', which is not a file")
+            if split not in (*SPLITS, ""):
+                raise InputError(f"line {number} of '{path}' has the split '{split}'{nearest(split, SPLITS)}")
+            listing[split][row["label"]].append(file_path)
+    if "" in listing and len(listing) > 1:
+        raise InputError(f"'{path}' names the split of some images only; name it for all of them, or for none")
+    return {split: dict(classes) for split, classes in listing.items()}
+
+
+def share_of(content: bytes, settings: Settings, given: str) -> str:
+    """The split of a file: as given, or by its digest, which is uniform in 0..1.
+
+    Equal files are in one split, and an image keeps its split when others are added. A split "train" gives its share to
+    validation too where there is no folder for it.
+    """
+    place = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
+    if given:
+        return given
+    if place < settings.test_share:
+        return "test"
+    return "validation" if place < settings.test_share + settings.validation_share else "train"
+
+
+def decode(content: bytes, size: int, mode: str) -> np.ndarray:
+    """uint8 [size, size, 3]. Raises ValueError or OSError, with the reason, where the content is no image."""
+    from PIL import Image, ImageOps
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bombs: refused below; of damaged EXIF data: the image is read
+        image: Any = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels are too many to decode")
+        image.draft("RGB", (2 * size, 2 * size))  # JPEG decodes at an eighth to a half of its size
+        image = ImageOps.exif_transpose(image)
+        image = _to_rgb(image)
+    target = (size, size)
+    if mode == "pad":
+        image = ImageOps.pad(image, target, Image.Resampling.BILINEAR)
+    elif mode == "crop":
+        image = ImageOps.fit(image, target, Image.Resampling.BILINEAR)
+    elif image.size != target:
+        image = image.resize(target, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return np.asarray(image)
+
+
+def _to_rgb(image: Any) -> Any:
+    """Any mode as RGB: 16 bits scaled to 8, transparency on white."""
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, np.float64)
+        scale = 255 / 65535 if image.mode.startswith("I") else 255 / max(1e-12, values.max())
+        image = Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What was read: for each split the images, labels and files, and the files that could not be read."""
+
+    classes: tuple[str, ...]
+    images: Mapping[str, np.ndarray]  # uint8 [N, size, size, 3]
+    labels: Mapping[str, np.ndarray]  # int64 [N]
+    skipped: tuple[str, ...]
+
+
+def read_folder(settings: Settings, progress: bool = True) -> Decoded:
+    """All splits of a folder. Files that cannot be read are left out, with a warning that names the first of them.
+
+    Raises InputError where the folder holds no data set, one image stands in two classes, or a class has no image to
+    train on.
+    """
+    settings.check()
+    listing = list_files(Path(settings.path))
+    classes = tuple(sorted({name for split in listing.values() for name in split}))
+    files = [(split, name, path) for split, own in listing.items() for name, paths in own.items() for path in paths]
+    has_validation = "validation" in listing
+
+    def read(entry: tuple[str, str, Path]) -> tuple[str, bytes, np.ndarray] | str:
+        given, _, path = entry
+        try:
+            content = path.read_bytes()
+            image = decode(content, settings.image_size, settings.resize_mode)
+        except Exception as error:  # each decoder of Pillow has its own
+            return f"{path} ({str(error) or type(error).__name__})"
+        split = share_of(content, settings, given)
+        if given == "train" and not has_validation and settings.validation_share:
+            held_out = Settings(settings.path, test_share=0.0, validation_share=settings.validation_share)
+            split = share_of(content, held_out, "")
+        return split, hashlib.sha256(content).digest(), image
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        found = list(tqdm(pool.map(read, files), "read images", len(files), unit=" images", disable=not progress))
+    skipped = tuple(entry for entry in found if isinstance(entry, str))
+    if skipped:
+        more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        warnings.warn(
+            f"{len(skipped)} of {len(files)} files are left out: {', '.join(skipped[:SHOWN])}{more}", stacklevel=2
+        )
+    return _collect(classes, files, found, skipped)
+
+
+def _collect(classes: tuple[str, ...], files: Any, found: Any, skipped: tuple[str, ...]) -> Decoded:
+    images: dict[str, list[np.ndarray]] = defaultdict(list)
+    labels: dict[str, list[int]] = defaultdict(list)
+    owners: dict[bytes, tuple[str, Path]] = {}
+    for (_, name, path), entry in zip(files, found, strict=True):
+        if isinstance(entry, str):
+            continue
+        split, digest, image = entry
+        other, other_path = owners.setdefault(digest, (name, path))
+        if other != name:
+            raise InputError(f"the same image stands in two classes, '{other_path}' and '{path}'; remove one of them")
+        images[split].append(image)
+        labels[split].append(classes.index(name))
+    for label, name in enumerate(classes):
+        count = labels["train"].count(label)
+        if count < 2:
+            remedy = "add images, or lower data.test_share and data.validation_share"
+            raise InputError(f"class '{name}' has {count} images to train on, and needs at least 2; {remedy}")
+    arrays = {split: np.stack(own) for split, own in images.items()}
+    return Decoded(classes, arrays, {split: np.array(labels[split]) for split in arrays}, skipped)
+
+
+def fingerprint(settings: Settings) -> str:
+    """Identifies what a folder would be read as, by names, sizes and times of its files. No image is read."""
+    settings.check()
+    state = hashlib.sha256(repr(settings).encode())
+    for split, classes in list_files(Path(settings.path)).items():
+        for name, paths in classes.items():
+            for path in paths:
+                stat = path.stat()
+                state.update(f"{split}/{name}/{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return state.hexdigest()

@@ -1,0 +1,58 @@
+"""The splits that recipe.data names: a prepared TFDS data set, or a folder of the user's own images."""
+
+from pathlib import Path
+from typing import Any
+
+from cifar_jax.data import arrays, image_folder
+from cifar_jax.data.image_folder import Settings
+from cifar_jax.errors import InputError
+
+IMAGE_FOLDER = "image_folder"
+
+
+def load_split(data: Any, split: str, data_dir: str | Path | None = None, progress: bool = True) -> arrays.Split:
+    """A split of the data set that recipe.data names; `data_dir` is that of TFDS.
+
+    Raises InputError where the data set has no such split.
+    """
+    if data.name != IMAGE_FOLDER:
+        return arrays.load(data.name, split, data_dir, progress)
+    found = _load_folder(settings_of(data), progress)
+    if split not in found:
+        share = "validation_share" if split == "validation" else "test_share"
+        raise InputError(f"'{data.path}' has no {split} images; add a folder '{split}', or set data.{share}")
+    return found[split]
+
+
+def load_splits(
+    data: Any, test: bool, data_dir: str | Path | None = None, progress: bool = True
+) -> dict[str, arrays.Split]:
+    """ "train", "validation" where the data set has one of its own, and "test" where it is asked for."""
+    if data.name != IMAGE_FOLDER:
+        names = ("train", "test") if test else ("train",)
+        return arrays.splits({name: load_split(data, name, data_dir, progress) for name in names})
+    found = _load_folder(settings_of(data), progress)
+    if test:
+        load_split(data, "test", data_dir, progress)  # raises, in its words
+    return arrays.splits({name: split for name, split in found.items() if test or name != "test"})
+
+
+def settings_of(data: Any) -> Settings:
+    return Settings(data.path, data.image_size, data.resize_mode, data.test_share, data.validation_share)
+
+
+def _load_folder(settings: Settings, progress: bool) -> dict[str, arrays.Split]:
+    """From the cache where no file has changed."""
+    fingerprint = image_folder.fingerprint(settings)
+    cached = {name: arrays.from_cache(fingerprint, IMAGE_FOLDER, name) for name in image_folder.SPLITS}
+    if cached["train"]:
+        return {name: split for name, split in cached.items() if split}
+    decoded = image_folder.read_folder(settings, progress)
+    found = {}
+    for name in image_folder.SPLITS:
+        if name in decoded.images:
+            given = decoded.images[name], decoded.labels[name], decoded.classes, IMAGE_FOLDER, name
+            found[name] = arrays.in_order_of_digests(*given)
+    for name in reversed(list(found)):  # "train" last: it says that all are there
+        arrays.to_cache(fingerprint, found[name])
+    return found
