@@ -78,7 +78,11 @@ def test_override_takes_dotted_and_nested_together_and_frozen_recipes(base):
         ("lr", 0.1, "recipe field 'lr' is unknown; did you mean 'optimizer.learning_rate'?"),
         ("momentun", 0.1, "recipe field 'momentun' is unknown; did you mean 'optimizer.momentum'?"),
         ("train.learning_rate", 0.1, "'train.learning_rate' is unknown; did you mean 'optimizer.learning_rate'?"),
-        ("data.batch_size", 8, "'data.batch_size' is unknown; did you mean 'batch_size'? Known: data.input_size"),
+        (
+            "data.batch_size",
+            8,
+            "'data.batch_size' is unknown; did you mean 'batch_size'? Known: data.image_size, data.input_size",
+        ),
         ("bs", 8, "did you mean 'batch_size'?"),
         ("num_epochs", 8, "did you mean 'epochs'?"),
         ("n_epochs", 8, "did you mean 'epochs'?"),

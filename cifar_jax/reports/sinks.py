@@ -5,6 +5,7 @@ cj.fit(recipe, "runs/cnn", callbacks=[TensorBoard()])
 
 import importlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,37 @@ def sink(name: str) -> Any:
 
 
 class TensorBoard:
-    """Writes scalars to <workdir>/tensorboard by tensorboardX. Raises InputError where it is not installed."""
+    """Writes scalars to <workdir>/tensorboard by tensorboardX. Raises InputError where it is not installed.
+
+    The events of an epoch are on the disk when the callback returns; those of its SummaryWriter wait in a queue.
+    """
 
     def __init__(self) -> None:
-        self.library = _library("tensorboardX", "tensorboard")
+        self.events = _library("tensorboardX.event_file_writer", "tensorboard")
         self.writer: Any = None
 
     def __call__(self, event: Event) -> None:
+        folder = _folder(event, "tensorboard")
         if self.writer is None:
-            folder = _folder(event, "tensorboard")
-            # A resumed run has written its earlier epochs; its first event brings their lines once more.
+            folder.mkdir(parents=True, exist_ok=True)
+            # A resumed run has written its earlier epochs; its first event brings their lines once more. The name of a
+            # file holds the second of the start only, and a run may be resumed within it.
             self.skipped = _last_step(folder)
-            # The name holds the second of the start only, and a run may be resumed within it.
-            self.writer = self.library.SummaryWriter(str(folder), filename_suffix=f".{event.step}")
+            self.writer = self.events.EventsWriter(str(folder / "events"), filename_suffix=f".{event.step}")
         for line in event.lines:
             if line["step"] > self.skipped:
-                for name, value in figures(line).items():
-                    self.writer.add_scalar(name, value, line["step"])
-                _remember(_folder(event, "tensorboard"), line["step"])
-        self.writer.flush()
+                self._write(line)
+                _remember(folder, line["step"])
         if event.step == event.total_steps:
             self.writer.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event as Record
+        from tensorboardX.summary import scalar
+
+        for name, value in figures(line).items():
+            self.writer.write_event(Record(wall_time=time.time(), step=line["step"], summary=scalar(name, value)))
+        self.writer.flush()
 
 
 class WeightsAndBiases:
@@ -101,4 +112,4 @@ def _library(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         remedy = f"install it with pip install -c constraints.txt -e '.[{extra}]'"
-        raise InputError(f"the log needs {module}, which is not installed; {remedy}") from error
+        raise InputError(f"the log needs {module.partition('.')[0]}, which is not installed; {remedy}") from error

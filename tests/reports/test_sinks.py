@@ -54,7 +54,7 @@ def test_weights_and_biases_works_offline(tmp_path, monkeypatch):
 def test_what_a_log_lacks_is_told(tmp_path, monkeypatch):
     with pytest.raises(cj.InputError, match="the log 'tensorboard' needs a workdir"):
         cj.fit(RECIPE, data=DATA, callbacks=[sinks.TensorBoard()], progress=False)
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
     with pytest.raises(
         cj.InputError, match=r"needs tensorboardX.*pip install -c constraints.txt -e '.\[tensorboard\]'"
     ):
