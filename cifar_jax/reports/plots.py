@@ -1,4 +1,4 @@
-"""Plots of a comparison, each as PNG and SVG: the arms, one plot for each axis of a grid, and learning curves.
+"""Plots of a comparison, as PNG and SVG: arms, differences from the base, each axis of a grid, learning curves.
 
 Points are runs, bars are 95% intervals of the mean, bands are the range of the runs. Needs the extra `report`.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from cifar_jax.errors import InputError
 from cifar_jax.reports.figures import COLOURS, INK, new_figure
 from cifar_jax.runs.log import read_metrics
-from cifar_jax.studies.comparison import Comparison, Row
+from cifar_jax.studies.comparison import SIGNIFICANT, Comparison, Row
 from cifar_jax.studies.tables import Form, form_of
 
 MOST_CURVES = len(COLOURS)
@@ -38,8 +38,10 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def figures(comparison: Comparison) -> dict[str, Any]:
-    """Name -> figure: "arms", "axis_<field>" for each axis of a grid, and "curves" where the runs keep a history."""
+    """Name -> figure: "arms", "differences", "axis_<field>" for each axis of a grid, "curves" from the histories."""
     found = {"arms": arms_figure(comparison)}
+    if any(row.test and row.test.interval for row in comparison.rows):
+        found["differences"] = differences_figure(comparison)
     if axes := grid_axes(comparison):
         found |= {f"axis_{name}": axis_figure(comparison, axes, name) for name in axes}
     if (curves := curves_figure(comparison)) is not None:
@@ -60,6 +62,29 @@ def arms_figure(comparison: Comparison) -> Any:
     axes.set_yticks(range(len(rows)), [title_of(row) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(axis_label(comparison))
+    return figure
+
+
+def differences_figure(comparison: Comparison) -> Any:
+    """The difference of each arm from the base, its interval, and each pair of runs; filled where significant."""
+    form, rows = form_of(comparison.metric), comparison.rows[1:]
+    base = comparison.rows[0].values
+    figure, axes = new_figure(7.5, 1.2 + 0.42 * len(rows))
+    for place, row in enumerate(rows):
+        if row.test is None:
+            continue
+        if row.paired:
+            pairs = scaled(form, [value - base[seeds] for seeds, value in row.values.items() if seeds in base])
+            axes.scatter(pairs, np.full(len(pairs), place), s=22, color=COLOURS[0], alpha=0.45, linewidths=0)
+        difference = form.factor * row.test.difference
+        error = np.abs(np.array([scaled(form, row.test.interval)]).T - difference) if row.test.interval else None
+        fill = COLOURS[0] if row.conclusion == SIGNIFICANT else "none"
+        options = {"fmt": "o", "color": COLOURS[0], "markerfacecolor": fill, "markersize": 6, "capsize": 3}
+        axes.errorbar(difference, place, xerr=error, linewidth=1.2, **options)
+    axes.axvline(0, color=INK, linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(f"difference from {comparison.base}{' (points)' if form.unit else ''}")
     return figure
 
 

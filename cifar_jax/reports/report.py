@@ -20,6 +20,7 @@ from cifar_jax.training.metrics import Evaluation
 
 TEXTS = {
     "arms": "Points are runs, bars 95% intervals of the mean; the dashed line is the mean of the base.",
+    "differences": "Points are pairs of runs, bars 95% intervals of the difference; filled is significant (Holm).",
     "curves": "Mean of the runs; the band is their range.",
 }
 
@@ -69,7 +70,7 @@ def report(
 
 def comparison_part(comparison: Comparison) -> ComparisonPart:
     """Tables, conclusions and plots of `compare`."""
-    names = {"arms": "Arms", "curves": "Learning curves"}
+    names = {"arms": "Arms", "differences": "Differences from the base", "curves": "Learning curves"}
     figures = []
     for name, figure in plots.figures(comparison).items():
         title, text = names.get(name, name.removeprefix("axis_")), TEXTS.get(name, TEXTS["arms"])

@@ -122,9 +122,10 @@ class Comparison:
         """
         form, others = form_of(self.metric), self.rows[1:]
         unit = f" in {form.unit}" if form.unit else ""
+        lower = " (lower is better)" if self.metric.endswith("loss") else ""
         tables = [
             Table(
-                f"{self.metric}{' in percent' if form.unit else ''}, 95% intervals",
+                f"{self.metric}{' in percent' if form.unit else lower}, 95% intervals",
                 ("arm", "n", "mean ± sd", "interval of mean", "interval of sd"),
                 tuple(_summary_cells(row, form) for row in self.rows),
             ),

@@ -33,7 +33,7 @@ def grid(tmp_path, rates=(0.1, 0.2), widths=(8, 16, 32), seeds=3):
 def test_a_grid_has_a_plot_for_each_axis(tmp_path):
     comparison = compare(grid(tmp_path))
     written = plots.draw(comparison, tmp_path / "plots")
-    names = {"arms", "axis_optimizer.learning_rate", "axis_model.width", "curves"}
+    names = {"arms", "differences", "axis_optimizer.learning_rate", "axis_model.width", "curves"}
     assert {path.name for path in written} == {f"{name}.{form}" for name in names for form in ("png", "svg")}
     assert all(path.read_bytes()[1:4] == b"PNG" for path in written if path.suffix == ".png")
     assert "<svg" in (tmp_path / "plots" / "arms.svg").read_text()
@@ -46,7 +46,7 @@ def test_arms_that_are_no_grid_have_no_axes(tmp_path):
         [run for run in runs if run.recipe["model.width"] == 8 or run.recipe["optimizer.learning_rate"] == 0.1]
     )
     assert plots.grid_axes(comparison) == {}
-    assert {path.stem for path in plots.draw(comparison, tmp_path / "plots")} == {"arms", "curves"}
+    assert {path.stem for path in plots.draw(comparison, tmp_path / "plots")} == {"arms", "differences", "curves"}
 
 
 def test_the_points_are_the_figures_of_the_table(tmp_path):
@@ -58,6 +58,9 @@ def test_the_points_are_the_figures_of_the_table(tmp_path):
     assert shown == [pytest.approx(sorted(100 * value for value in row.values.values())) for row in comparison.rows]
     means = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
     assert means == pytest.approx([100 * row.summary.mean for row in comparison.rows])
+    axes = plots.differences_figure(comparison).axes[0]
+    shown = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+    assert shown == pytest.approx([100 * row.paired.difference for row in comparison.rows[1:]])
     curves = plots.curves_figure(comparison).axes[0]
     assert curves.lines[0].get_ydata()[-1] == pytest.approx(100 * comparison.rows[0].summary.mean)
 

@@ -111,7 +111,7 @@ def test_a_report_of_a_study_is_its_comparison(tmp_path):
     page = Page(cj.report(tmp_path / "study").read_text())
     for sentence in table.sentences():
         assert sentence in page.text
-    assert len(page.all("svg")) == 2
+    assert len(page.all("svg")) == 3
     runs = [tmp_path / "study" / "runs" / name / "seed0" for name in ("base", "dropout=0.3")]
     both = Page(cj.report(runs, tmp_path / "both").read_text())
     assert (tmp_path / "both" / "report.html").exists()
