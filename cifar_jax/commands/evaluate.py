@@ -23,12 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from cifar_jax.runs.evaluate import at_temperature, evaluate_and_predict
     from cifar_jax.runs.files import write_arrays
 
     trained = cj.load_run(options.workdir)
-    result = cj.evaluate(trained, options.split, views=options.views, data_dir=options.data_dir)
+    chosen = {"views": options.views, "data_dir": options.data_dir, "embeddings": bool(options.save_predictions)}
+    result, found = evaluate_and_predict(trained, options.split, **chosen)
     if options.save_predictions:
-        found = cj.predictions(trained, options.split, views=options.views, data_dir=options.data_dir)
-        write_arrays(Path(options.save_predictions), found.arrays())
+        write_arrays(Path(options.save_predictions), at_temperature(trained, found).arrays())
     print(json.dumps(result.to_json(), indent=2) if options.format == "json" else result)
     return 0

@@ -1,6 +1,6 @@
 """A user's own images as a data set: a folder for each class, folders of splits above them, or a CSV file.
 
-    DIR/good/*.png  DIR/scratched/*.jpg                  split by content, see `share_of`
+    DIR/good/*.png  DIR/scratched/*.jpg                  split by content, see `split_of`
     DIR/train/good/*.png  DIR/validation/...  DIR/test/...
     DIR/labels.csv: path,label[,split]                   paths are relative to the file
 
@@ -79,8 +79,6 @@ def list_files(path: Path) -> Listing:
     for split, classes in listing.items():
         if unknown := sorted(classes.keys() - first.keys()):
             raise InputError(f"split '{split}' of '{path}' has the class '{unknown[0]}', which 'train' has not")
-        if absent := sorted(first.keys() - classes.keys()):
-            warnings.warn(f"split '{split}' of '{path}' has no images of: {', '.join(absent)}", stacklevel=2)
     return listing
 
 
@@ -114,18 +112,19 @@ def _read_csv(path: Path) -> Listing:
     return {split: dict(classes) for split, classes in listing.items()}
 
 
-def share_of(content: bytes, settings: Settings, given: str) -> str:
+def split_of(digest: bytes, settings: Settings, given: str, has_validation: bool) -> str:
     """The split of a file: as given, or by its digest, which is uniform in 0..1.
 
-    Equal files are in one split, and an image keeps its split when others are added. A split "train" gives its share to
-    validation too where there is no folder for it.
+    Equal files are in one split, and an image keeps its split when others are added. A given "train" gives a share to
+    validation where that is not given.
     """
-    place = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64
-    if given:
+    if given and (given != "train" or has_validation):
         return given
-    if place < settings.test_share:
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    test = 0.0 if given else settings.test_share
+    if place < test:
         return "test"
-    return "validation" if place < settings.test_share + settings.validation_share else "train"
+    return "validation" if place < test + settings.validation_share else "train"
 
 
 def decode(content: bytes, size: int, mode: str) -> np.ndarray:
@@ -183,6 +182,9 @@ def read_folder(settings: Settings, progress: bool = True) -> Decoded:
     settings.check()
     listing = list_files(Path(settings.path))
     classes = tuple(sorted({name for split in listing.values() for name in split}))
+    for split, own in listing.items():
+        if absent := [name for name in classes if name not in own]:
+            warnings.warn(f"split '{split}' of '{settings.path}' has no images of: {', '.join(absent)}", stacklevel=2)
     files = [(split, name, path) for split, own in listing.items() for name, paths in own.items() for path in paths]
     has_validation = "validation" in listing
 
@@ -193,11 +195,8 @@ def read_folder(settings: Settings, progress: bool = True) -> Decoded:
             image = decode(content, settings.image_size, settings.resize_mode)
         except Exception as error:  # each decoder of Pillow has its own
             return f"{path} ({str(error) or type(error).__name__})"
-        split = share_of(content, settings, given)
-        if given == "train" and not has_validation and settings.validation_share:
-            held_out = Settings(settings.path, test_share=0.0, validation_share=settings.validation_share)
-            split = share_of(content, held_out, "")
-        return split, hashlib.sha256(content).digest(), image
+        digest = hashlib.sha256(content).digest()
+        return split_of(digest, settings, given, has_validation), digest, image
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         found = list(tqdm(pool.map(read, files), "read images", len(files), unit=" images", disable=not progress))

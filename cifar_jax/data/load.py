@@ -17,11 +17,7 @@ def load_split(data: Any, split: str, data_dir: str | Path | None = None, progre
     """
     if data.name != IMAGE_FOLDER:
         return arrays.load(data.name, split, data_dir, progress)
-    found = _load_folder(settings_of(data), progress)
-    if split not in found:
-        share = "validation_share" if split == "validation" else "test_share"
-        raise InputError(f"'{data.path}' has no {split} images; add a folder '{split}', or set data.{share}")
-    return found[split]
+    return _of(_load_folder(settings_of(data), progress), split, data.path)
 
 
 def load_splits(
@@ -33,8 +29,16 @@ def load_splits(
         return arrays.splits({name: load_split(data, name, data_dir, progress) for name in names})
     found = _load_folder(settings_of(data), progress)
     if test:
-        load_split(data, "test", data_dir, progress)  # raises, in its words
+        _of(found, "test", data.path)
     return arrays.splits({name: split for name, split in found.items() if test or name != "test"})
+
+
+def _of(found: dict[str, arrays.Split], split: str, path: str) -> arrays.Split:
+    """Raises InputError where the folder has no such split."""
+    if split not in found:
+        share = "validation_share" if split == "validation" else "test_share"
+        raise InputError(f"'{path}' has no {split} images; add a folder '{split}', or set data.{share}")
+    return found[split]
 
 
 def settings_of(data: Any) -> Settings:

@@ -64,8 +64,7 @@ def run_report(
         report.missing.append("The run is not finished: this is the state of its last checkpoint.")
     if run.history:
         report.figures += curves(run)
-    if run.recipe.model and "params" in run.classifier.weights:
-        report.filters = first_filters(run)
+    report.filters = first_filters(run)
     split = run.evaluation.split if run.evaluation else "validation" if _has_validation(run) else "test"
     options: dict[str, Any] = {"data": data, "data_dir": data_dir, "progress": progress}
     try:

@@ -1,6 +1,7 @@
 """The evaluation of a run on a split of its data."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,10 @@ def evaluate_and_predict(
     data: Mapping[str, Any] | None = None,
     progress: bool = True,
     placement: Placement | None = None,
+    embeddings: bool = False,
 ) -> tuple[Evaluation, SplitPredictions]:
-    """`evaluate`, and what the model says about each image, in the order of the split."""
+    """`evaluate`, and what the model says about each image, in the order of the split: as trained, without a
+    temperature, and with embeddings where they are asked for and the model has a `head`."""
     if split not in SPLITS:
         raise InputError(f"split '{split}' is unknown; it is one of {', '.join(SPLITS)}")
     check_predicts(run.recipe, split)
@@ -60,7 +63,8 @@ def evaluate_and_predict(
     seen = programs.evaluate(run.recipe, weights, placed, views or run.recipe.evaluation.views, placement.batch)
     wait(seen)
     sums, probabilities = jax.device_get(seen)
-    found = SplitPredictions(labels, np.asarray(probabilities, np.float32), indices)
+    features = _embeddings(run, images) if embeddings else None
+    found = SplitPredictions(labels, np.asarray(probabilities, np.float32), indices, features)
     return summarise(sums, run.classes, split, len(images)), found
 
 
@@ -80,15 +84,22 @@ def predictions(
     no module `head`.
     """
     options: dict[str, Any] = {"data_dir": data_dir, "data": data, "progress": progress}
-    _, found = evaluate_and_predict(run, split, views=views, **options)
-    images, _, indices = select(run, split, data, data_dir, progress)
-    try:
-        embeddings = run.classifier.embeddings(images)
-    except InputError:
-        embeddings = None
+    _, found = evaluate_and_predict(run, split, views=views, embeddings=True, **options)
+    return at_temperature(run, found)
+
+
+def at_temperature(run: Run, found: SplitPredictions) -> SplitPredictions:
+    """The predictions with the run's temperature, and with all indices."""
     probabilities = scale(found.probabilities, run.temperature).astype(np.float32)
-    places = np.arange(len(images)) if indices is None else indices
-    return SplitPredictions(found.labels, probabilities, places, embeddings)
+    indices = np.arange(len(found.labels)) if found.indices is None else found.indices
+    return replace(found, probabilities=probabilities, indices=indices)
+
+
+def _embeddings(run: Run, images: np.ndarray) -> np.ndarray | None:
+    try:
+        return run.classifier.embeddings(images)
+    except InputError:
+        return None
 
 
 def check_predicts(recipe: Any, split: str) -> None:

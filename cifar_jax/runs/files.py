@@ -25,6 +25,19 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, f"{text}\n".encode())
 
 
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_json` of the value with its own digest, for `unsealed`."""
+    write_json(path, {**value, "digest": digest_of_json(value)})
+
+
+def unsealed(value: Any) -> dict[str, Any] | None:
+    """What `write_sealed` was given, from what `read_json` reads; None where it is not as it was written."""
+    if not isinstance(value, dict):
+        return None
+    content = {name: part for name, part in value.items() if name != "digest"}
+    return content if value.get("digest") == digest_of_json(content) else None
+
+
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """An .npz file, compressed, as `write_json` writes."""
     stream = io.BytesIO()

@@ -30,7 +30,15 @@ from cifar_jax.errors import InputError
 from cifar_jax.recipe import differences, flatten, freeze, to_json
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.classifier import Classifier
-from cifar_jax.runs.files import digest_of_file, digest_of_json, read_json, write_arrays, write_json
+from cifar_jax.runs.files import (
+    digest_of_file,
+    digest_of_json,
+    read_json,
+    unsealed,
+    write_arrays,
+    write_json,
+    write_sealed,
+)
 from cifar_jax.runs.fingerprint import differences as function_differences
 from cifar_jax.runs.fingerprint import fingerprint
 from cifar_jax.runs.functions import with_functions
@@ -120,15 +128,12 @@ def read_record(workdir: Path) -> dict[str, Any] | None:
         if (workdir / "recipe.json").exists() and (workdir / "environment.json").exists():
             _refuse_format(workdir, 0)
         return None
-    record = read_json(path)
-    try:
-        if record["format"] != FORMAT:
-            _refuse_format(workdir, record["format"])
-        digest = record.pop("digest")
-        if digest != digest_of_json(record):
-            raise KeyError
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged; restore it, or train in another folder") from error
+    stored = read_json(path)
+    if isinstance(stored, dict) and stored.get("format", FORMAT) != FORMAT:
+        _refuse_format(workdir, stored["format"])
+    record = unsealed(stored)
+    if record is None:
+        raise InputError(f"{path} is damaged; restore it, or train in another folder")
     return record
 
 
@@ -179,7 +184,7 @@ class Workdir:
 
     def update(self, **facts: Any) -> None:
         self.record |= facts
-        write_json(self.path / "run.json", self.record | {"digest": digest_of_json(self.record)})
+        write_sealed(self.path / "run.json", self.record)
 
     def saved(self, step: int) -> None:
         """Before a checkpoint of `step` is saved: the digest of metrics.jsonl up to here."""
@@ -326,31 +331,33 @@ def read_classes(workdir: Path, record: dict[str, Any]) -> tuple[str, ...]:
 
 def read_evaluation(workdir: Path, split: str) -> Evaluation | None:
     """The stored evaluation of a split; None where there is none, or, with a warning, where the file is damaged."""
-    name, record = EVALUATIONS[split], read_record(workdir)
-    if record is None or name not in record["files"]:
-        return None
-    if damage := damage_of(workdir, record, name):
-        warnings.warn(f"{workdir / name} {damage}; train again to write it anew", stacklevel=2)
-        return None
-    return Evaluation.from_json(read_json(workdir / name))
+    path = _stored_file(workdir, EVALUATIONS[split])
+    return Evaluation.from_json(read_json(path)) if path else None
 
 
 def read_predictions(workdir: Path, split: str) -> SplitPredictions | None:
     """The stored predictions of a split; None where there are none, or, with a warning, where the file is damaged."""
-    name, record = PREDICTIONS[split], read_record(workdir)
+    path = _stored_file(workdir, PREDICTIONS[split])
+    if path is None:
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return SplitPredictions(**{key: arrays[key] for key in arrays.files})
+
+
+def _stored_file(workdir: Path, name: str) -> Path | None:
+    """A file of the run that is as it was written; None where there is none, or with a warning where it is damaged."""
+    record = read_record(workdir)
     if record is None or name not in record["files"]:
         return None
     if damage := damage_of(workdir, record, name):
-        warnings.warn(f"{workdir / name} {damage}; train again to write it anew", stacklevel=2)
+        warnings.warn(f"{workdir / name} {damage}; train again to write it anew", stacklevel=3)
         return None
-    with np.load(workdir / name, allow_pickle=False) as arrays:
-        return SplitPredictions(**{key: arrays[key] for key in arrays.files})
+    return workdir / name
 
 
 def update_record(workdir: Path, **facts: Any) -> None:
     """Adds facts to run.json of a run that exists; use it inside `locked`."""
-    record = (read_record(workdir) or {}) | facts
-    write_json(workdir / "run.json", record | {"digest": digest_of_json(record)})
+    write_sealed(workdir / "run.json", (read_record(workdir) or {}) | facts)
 
 
 @contextlib.contextmanager

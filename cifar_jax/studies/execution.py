@@ -178,18 +178,26 @@ def choose(recipe: Any, train_set: programs.Arrays, context: Any, together: int)
 
 
 def measure(recipe: Any, train_set: programs.Arrays, context: Any, together: int) -> dict[str, float]:
-    """Seconds of a step and run by execution, from MEASURED_STEPS steps after as many to warm up."""
+    """Seconds of a step and run by execution."""
+    counts = {"single": 1, "unrolled": together, "mapped": together}
+    found = {how: time_steps(recipe, train_set, context, how, count)[1] for how, count in counts.items()}
+    return {"sequential": found.pop("single"), **found}
+
+
+def time_steps(
+    recipe: Any, train_set: programs.Arrays, context: Any, how: str = "single", count: int = 1
+) -> tuple[float, float]:
+    """(seconds of the first call beyond a later one, which is mostly compiling; seconds of a step and run), from twice
+    MEASURED_STEPS steps of `count` runs; `how` is as for `programs.together`."""
     steps = min(MEASURED_STEPS, training.steps_per_epoch(recipe))
-    shared, values, phase = programs.shared(recipe), programs.numbers(recipe), training.phase_of(recipe, 0)
-    found = {}
-    for how, count in (("single", 1), ("unrolled", together), ("mapped", together)):
-        program = programs.part_program(shared, phase, steps, None, how)
-        single = how == "single"
-        for _ in range(2):
-            states = [programs.copy()(programs.first_state(recipe, train_set[0])) for _ in range(count)]
-            wait(states)
-            start = time.perf_counter()
-            arguments = (values, states[0]) if single else ([values] * count, states)
-            wait(program(*arguments, train_set, context))
-            found["sequential" if single else how] = (time.perf_counter() - start) / steps / count
-    return found
+    shared, values = programs.shared(recipe), programs.numbers(recipe)
+    program = programs.part_program(shared, training.phase_of(recipe, 0), steps, None, how)
+    seconds = []
+    for _ in range(2):
+        states = [programs.copy()(programs.first_state(recipe, train_set[0])) for _ in range(count)]
+        wait(states)
+        start = time.perf_counter()
+        arguments = (values, states[0]) if how == "single" else ([values] * count, states)
+        wait(program(*arguments, train_set, context))
+        seconds.append(time.perf_counter() - start)
+    return max(0.0, seconds[0] - seconds[1]), seconds[1] / steps / count

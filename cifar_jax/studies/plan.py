@@ -1,6 +1,5 @@
 """What a study will cost: runs, compilations, time and disk space, from one short measurement of its base recipe."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,10 @@ import jax
 from cifar_jax import training
 from cifar_jax.models.counts import counts
 from cifar_jax.runs import programs
-from cifar_jax.runs.log import wait
 from cifar_jax.runs.workdir import without_optimizer
+from cifar_jax.studies.execution import time_steps
 from cifar_jax.training.state import input_shape
 
-MEASURED_STEPS = 10
 CHECKPOINTS = 2  # that a workdir keeps
 BACKWARD = 2  # the gradient costs two forward passes
 
@@ -68,28 +66,14 @@ def estimate(
     """The plan for runs, one resolved recipe each; the first is measured, and the others are by their multiply-adds."""
     if not recipes:
         return Plan((), finished, 0, 0.0, 0.0, 0)
-    compile_seconds, rate = measure(recipes[0], train_set, context)
+    compile_seconds, step_seconds = time_steps(recipes[0], train_set, context)
+    steps = training.steps_per_epoch(recipes[0]) * recipes[0].epochs
+    rate = work(recipes[0]) / (steps * step_seconds)  # multiply-adds a second
     compilations = len({programs.shared(recipe) for recipe in recipes})
     compiling = compilations * compile_seconds
     seconds = sum(work(recipe) for recipe in recipes) / rate + compiling
     size = sum(disk_space(recipe, light) for recipe in recipes)
     return Plan(tuple(named), finished, compilations, seconds, compiling, size)
-
-
-def measure(recipe: Any, train_set: programs.Arrays, context: Any) -> tuple[float, float]:
-    """(seconds to compile, multiply-adds a second) from a few steps of training."""
-    steps = min(MEASURED_STEPS, training.steps_per_epoch(recipe))
-    phase = training.phase_of(recipe, 0)
-    program = programs.part_program(programs.shared(recipe), phase, steps, None)
-    seconds = []
-    for _ in range(2):
-        state = programs.copy()(programs.first_state(recipe, train_set[0]))
-        wait(state)
-        start = time.perf_counter()
-        wait(program(programs.numbers(recipe), state, train_set, context))
-        seconds.append(time.perf_counter() - start)
-    whole = training.steps_per_epoch(recipe) * recipe.epochs
-    return max(0.0, seconds[0] - seconds[1]), work(recipe) * steps / whole / seconds[1]
 
 
 def disk_space(recipe: Any, light: bool) -> int:

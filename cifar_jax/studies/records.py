@@ -86,7 +86,9 @@ def load_records(paths: Sequence[str | Path]) -> list[RunRecord]:
 
     Raises InputError where a path holds no run, or a file of a run is damaged.
     """
-    return [_load(folder) for path in paths for folder in _workdirs(Path(path))]
+    studies: dict[Path, Any] = {}
+    folders = [folder for path in paths for folder in _workdirs(Path(path))]
+    return [_load(folder, _arm_of(folder, studies)) for folder in folders]
 
 
 def check_records(records: Sequence[RunRecord], metric: str) -> None:
@@ -200,7 +202,7 @@ def _workdirs(path: Path) -> list[Path]:
     return found
 
 
-def _load(folder: Path) -> RunRecord:
+def _load(folder: Path, arm: str | None) -> RunRecord:
     record, recipe = read_record(folder), read_recipe(folder / "recipe.json")
     assert record is not None
     digests = {"data": record["data"]["train"]}
@@ -223,15 +225,17 @@ def _load(folder: Path) -> RunRecord:
             if name in record["files"]
         },
         complete=record["complete"],
-        arm=_arm_of(folder),
+        arm=arm,
     )
 
 
-def _arm_of(folder: Path) -> str | None:
-    """The name of the arm that a run belongs to, where it is part of a study."""
-    place = study_of(folder)
-    study = read_study(place) if place else None
-    run = study["runs"].get(str(folder.resolve().relative_to(place.resolve()))) if place and study else None
+def _arm_of(folder: Path, studies: dict[Path, Any]) -> str | None:
+    """The name of the arm that a run belongs to, where it is part of a study; `studies` keeps those that were read."""
+    if (place := study_of(folder)) is None:
+        return None
+    if place not in studies:
+        studies[place] = read_study(place)
+    run = studies[place]["runs"].get(str(folder.resolve().relative_to(place)))
     return run["arm"] if run else None
 
 

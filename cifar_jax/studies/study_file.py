@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_jax.errors import InputError
-from cifar_jax.runs.files import digest_of_json, read_json, write_bytes, write_json
+from cifar_jax.runs.files import read_json, unsealed, write_bytes, write_sealed
 
 FORMAT = 1
 FINISHED, FAILED = "finished", "failed"  # the status of a run
@@ -25,21 +25,18 @@ def read_study(folder: Path) -> dict[str, Any] | None:
     path = folder / "study.json"
     if not path.exists():
         return None
-    study = read_json(path)
-    try:
-        if study["format"] != FORMAT:
-            raise InputError(f"'{folder}' holds a study of format {study['format']}, and this version reads {FORMAT}")
-        digest = study.pop("digest")
-        if digest != digest_of_json(study):
-            raise KeyError
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged, or was changed; restore it, or name another folder") from error
+    stored = read_json(path)
+    if isinstance(stored, dict) and stored.get("format", FORMAT) != FORMAT:
+        raise InputError(f"'{folder}' holds a study of format {stored['format']}, and this version reads {FORMAT}")
+    study = unsealed(stored)
+    if study is None:
+        raise InputError(f"{path} is damaged, or was changed; restore it, or name another folder")
     return study
 
 
 def write_study(folder: Path, study: Mapping[str, Any]) -> None:
     """study.json, and runs.csv after it."""
-    write_json(folder / "study.json", {**study, "digest": digest_of_json(study)})
+    write_sealed(folder / "study.json", study)
     metrics = sorted({name for run in study["runs"].values() for name in run["metrics"]})
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

@@ -38,23 +38,9 @@ def embeddings(recipe: Any, weights: Weights, images: Array) -> Array:
     return embed(model(recipe), weights, model_inputs(recipe, images.astype(at_least_float32(recipe.dtype)) / 255))[1]
 
 
-def sums(
-    recipe: Any,
-    weights: Weights,
-    images: Array,
-    labels: Array,
-    views: str,
-    *,
-    constrain: Callable[[Any], Any] = lambda batch: batch,
-    devices: int = 1,
-) -> dict[str, Array]:
-    """Sums over images uint8 [N, H, W, C] and labels int32 [N], in batches of evaluation.batch_size:
-
-    loss_sum (the recipe's loss), top5, confusion int32 [C, C] by (true, predicted), and calibration [15, 3]: images,
-    summed confidence and correct answers in each bin of the highest probability. `constrain` places a batch on so many
-    `devices`.
-    """
-    return sums_and_probabilities(recipe, weights, images, labels, views, constrain=constrain, devices=devices)[0]
+def sums(*arguments: Any, **options: Any) -> dict[str, Array]:
+    """The sums of `sums_and_probabilities`; a program that uses no probabilities does not compute them."""
+    return sums_and_probabilities(*arguments, **options)[0]
 
 
 def sums_and_probabilities(
@@ -67,7 +53,13 @@ def sums_and_probabilities(
     constrain: Callable[[Any], Any] = lambda batch: batch,
     devices: int = 1,
 ) -> tuple[dict[str, Array], Array]:
-    """`sums`, and the probabilities of each image, [N, C]."""
+    """Sums over images uint8 [N, H, W, C] and labels int32 [N], in batches of evaluation.batch_size, and the
+    probabilities of each image, [N, C]. The sums:
+
+    loss_sum (the recipe's loss), top5, confusion int32 [C, C] by (true, predicted), and calibration [15, 3]: images,
+    summed confidence and correct answers in each bin of the highest probability. `constrain` places a batch on so many
+    `devices`.
+    """
     count, classes = len(images), recipe.data.num_classes
     size = -(-min(recipe.evaluation.batch_size, count) // devices) * devices  # splits evenly over the devices
     batches = jnp.arange(-(-count // size) * size).reshape(-1, size)
