@@ -21,7 +21,7 @@ PACKAGES: dict[str, list[str]] = {
         "keys", "policies", "augment", "losses", "optimizers", "schedules", "parameter_groups", "update", "state",
         "gradients", "objectives", "selection", "averaging", "step", "metrics", "evaluation", "check",
     ],
-    "data": ["source", "download", "cifar", "digits", "store", "check", "arrays", "image_folder", "load"],
+    "data": ["source", "download", "cifar", "digits", "store", "check", "arrays", "decoding", "image_folder", "load"],
     "runs": [
         "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
         "describe", "history", "stopping", "calibration", "classifier", "workdir", "light", "evaluate", "calibrate",

@@ -10,7 +10,6 @@ of the files decide which are held out, so that a split stays as it is when imag
 
 import csv
 import hashlib
-import io
 import os
 import warnings
 from collections import defaultdict
@@ -23,12 +22,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from cifar_jax.data.decoding import RESIZE_MODES, SUFFIXES, decode, without_warnings
 from cifar_jax.errors import InputError, nearest
 
 SPLITS = ("train", "validation", "test")
-RESIZE_MODES = ("stretch", "pad", "crop")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
-MAX_PIXELS = 89_478_485  # of an image that is decoded; Pillow warns of decompression bombs from there on
 SHOWN = 5  # files that a message names
 
 
@@ -127,42 +124,6 @@ def split_of(digest: bytes, settings: Settings, given: str, has_validation: bool
     return "validation" if place < test + settings.validation_share else "train"
 
 
-def decode(content: bytes, size: int, mode: str) -> np.ndarray:
-    """uint8 [size, size, 3]. Raises ValueError or OSError, with the reason, where the content is no image."""
-    from PIL import Image, ImageOps
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bombs: refused below; of damaged EXIF data: the image is read
-        image: Any = Image.open(io.BytesIO(content))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} pixels are too many to decode")
-        image.draft("RGB", (2 * size, 2 * size))  # JPEG decodes at an eighth to a half of its size
-        image = ImageOps.exif_transpose(image)
-        image = _to_rgb(image)
-    target = (size, size)
-    if mode == "pad":
-        image = ImageOps.pad(image, target, Image.Resampling.BILINEAR)
-    elif mode == "crop":
-        image = ImageOps.fit(image, target, Image.Resampling.BILINEAR)
-    elif image.size != target:
-        image = image.resize(target, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return np.asarray(image)
-
-
-def _to_rgb(image: Any) -> Any:
-    """Any mode as RGB: 16 bits scaled to 8, transparency on white."""
-    from PIL import Image
-
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, np.float64)
-        scale = 255 / 65535 if image.mode.startswith("I") else 255 / max(1e-12, values.max())
-        image = Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
-
-
 @dataclass(frozen=True)
 class Decoded:
     """What was read: for each split the images, labels and files, and the files that could not be read."""
@@ -198,7 +159,7 @@ def read_folder(settings: Settings, progress: bool = True) -> Decoded:
         digest = hashlib.sha256(content).digest()
         return split_of(digest, settings, given, has_validation), digest, image
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with without_warnings(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         found = list(tqdm(pool.map(read, files), "read images", len(files), unit=" images", disable=not progress))
     skipped = tuple(entry for entry in found if isinstance(entry, str))
     if skipped:

@@ -1,6 +1,7 @@
 """A user's own images: layouts, splits that stay, modes and formats, and what is refused or left out."""
 
 import shutil
+import sys
 import warnings
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from PIL import Image
 
 import cifar_jax as cj
-from cifar_jax.data.image_folder import Settings, decode, read_folder
+from cifar_jax.data.decoding import decode
+from cifar_jax.data.image_folder import Settings, read_folder
 from cifar_jax.data.load import load_splits
 from tests import made
 
@@ -181,6 +183,17 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tmp_path):
     text = str(told[0].message)
     assert all(name in text for name in ("text.png", "cut.png", "12000x12000 pixels are too many to decode"))
     assert sum(len(labels) for labels in decoded.labels.values()) == 40
+
+
+def test_threads_that_decode_leave_the_filters_of_warnings_alone(tmp_path):
+    folder(tmp_path / "data", 100)
+    before, interval = list(warnings.filters), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        read_folder(settings(tmp_path / "data"), progress=False)
+    finally:
+        sys.setswitchinterval(interval)
+    assert list(warnings.filters) == before
 
 
 @pytest.mark.parametrize(

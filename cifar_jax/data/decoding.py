@@ -1,0 +1,60 @@
+"""An image file of any format and mode that Pillow reads becomes uint8 [size, size, 3]."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+RESIZE_MODES = ("stretch", "pad", "crop")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+MAX_PIXELS = 89_478_485  # of an image that is decoded; Pillow warns of decompression bombs from there on
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Pillow's warnings are ignored inside. Entered around the threads that decode, never in one of them.
+
+    The filters of `warnings` belong to the process: two threads that enter and leave in turn leave them changed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def decode(content: bytes, size: int, mode: str) -> np.ndarray:
+    """uint8 [size, size, 3]. Raises ValueError or OSError, with the reason, where the content is no image.
+
+    Pillow may warn, of damaged EXIF data for example, although the image is read: see `without_warnings`.
+    """
+    from PIL import Image, ImageOps
+
+    image: Any = Image.open(io.BytesIO(content))
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width}x{image.height} pixels are too many to decode")
+    image.draft("RGB", (2 * size, 2 * size))  # JPEG decodes at an eighth to a half of its size
+    image = _to_rgb(ImageOps.exif_transpose(image))
+    target = (size, size)
+    if mode == "pad":
+        image = ImageOps.pad(image, target, Image.Resampling.BILINEAR)
+    elif mode == "crop":
+        image = ImageOps.fit(image, target, Image.Resampling.BILINEAR)
+    elif image.size != target:
+        image = image.resize(target, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return np.asarray(image)
+
+
+def _to_rgb(image: Any) -> Any:
+    """Any mode as RGB: 16 bits scaled to 8, transparency on white."""
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, np.float64)
+        scale = 255 / 65535 if image.mode.startswith("I") else 255 / max(1e-12, values.max())
+        image = Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
