@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from cifar_jax.process import prepare_process
     from cifar_jax.recipe import override
     from cifar_jax.reports.report import report
-    from cifar_jax.runs.calibrate import calibrate
+    from cifar_jax.runs.calibrate import calibrate, choose_threshold
     from cifar_jax.runs.classifier import Classifier
     from cifar_jax.runs.evaluate import evaluate, predictions
     from cifar_jax.runs.events import Event
     from cifar_jax.runs.fit import fit
     from cifar_jax.runs.recipes import load_recipe
+    from cifar_jax.runs.robustness import robustness
     from cifar_jax.runs.workdir import Run, load_classifier, load_run
     from cifar_jax.studies.compare import compare
     from cifar_jax.studies.sweep import ablate, sweep
@@ -44,6 +45,7 @@ MODULES = {
     "Split": "data.arrays",
     "ablate": "studies.sweep",
     "calibrate": "runs.calibrate",
+    "choose_threshold": "runs.calibrate",
     "compare": "studies.compare",
     "dataset": "data.arrays",
     "evaluate": "runs.evaluate",
@@ -56,6 +58,7 @@ MODULES = {
     "predictions": "runs.evaluate",
     "prepare_process": "process",
     "report": "reports.report",
+    "robustness": "runs.robustness",
     "sweep": "studies.sweep",
 }
 
@@ -69,6 +72,7 @@ __all__ = [
     "Split",
     "ablate",
     "calibrate",
+    "choose_threshold",
     "compare",
     "dataset",
     "evaluate",
@@ -81,6 +85,7 @@ __all__ = [
     "predictions",
     "prepare_process",
     "report",
+    "robustness",
     "sweep",
 ]
 

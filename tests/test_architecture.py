@@ -19,13 +19,14 @@ PACKAGES: dict[str, list[str]] = {
     "models": ["kernels", "layers", "embedding", "*", "counts"],  # * are the architectures, which may import each other
     "training": [
         "keys", "policies", "augment", "losses", "optimizers", "schedules", "parameter_groups", "update", "state",
-        "gradients", "objectives", "selection", "averaging", "step", "metrics", "evaluation", "check",
+        "gradients", "objectives", "selection", "averaging", "step", "corruptions", "metrics", "evaluation", "check",
     ],
-    "data": ["source", "download", "cifar", "digits", "store", "check", "arrays", "decoding", "image_folder", "load"],
+    "data": ["source", "download", "cifar", "digits", "store", "check", "arrays", "decoding", "image_folder", "load",
+             "external"],
     "runs": [
         "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
-        "describe", "history", "stopping", "calibration", "classifier", "workdir", "light", "evaluate", "calibrate",
-        "teacher", "pretrained", "loop", "fit",
+        "describe", "history", "stopping", "calibration", "thresholds", "classifier", "environment", "workdir", "light",
+        "evaluate", "calibrate", "robustness", "teacher", "pretrained", "loop", "fit",
     ],
     "studies": [
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",

@@ -1,4 +1,4 @@
-"""Evaluate a trained run on one split of its data set."""
+"""Evaluate a trained run on one split of its data set, of another one, under corruptions, and against other images."""
 
 import argparse
 import json
@@ -10,6 +10,17 @@ import cifar_jax as cj
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--split", default="test", help="test, validation or train")
+    parser.add_argument("--data", metavar="NAME", help="another data set, or a folder of images: classes match by name")
+    parser.add_argument(
+        "--corruptions", action="store_true", help="the split corrupted as in CIFAR-10-C, at five severities"
+    )
+    parser.add_argument(
+        "--out_of_distribution",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="tell the split from a data set, a folder of images, or noise; may be repeated",
+    )
     parser.add_argument("--views", help="one, mirror or mirror_shift; the recipe's if not given")
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
     parser.add_argument(
@@ -23,13 +34,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from cifar_jax.runs.evaluate import at_temperature, evaluate_and_predict
+    from cifar_jax.runs.evaluate import at_temperature, at_thresholds, evaluate_and_predict
     from cifar_jax.runs.files import write_arrays
 
     trained = cj.load_run(options.workdir)
-    chosen = {"views": options.views, "data_dir": options.data_dir, "embeddings": bool(options.save_predictions)}
-    result, found = evaluate_and_predict(trained, options.split, **chosen)
+    chosen = {"views": options.views, "data_dir": options.data_dir, "data": options.data}
+    result, found = evaluate_and_predict(trained, options.split, embeddings=bool(options.save_predictions), **chosen)
     if options.save_predictions:
         write_arrays(Path(options.save_predictions), at_temperature(trained, found).arrays())
-    print(json.dumps(result.to_json(), indent=2) if options.format == "json" else result)
+    figures = result.to_json()
+    shown = [str(result)]
+    if trained.thresholds:
+        reached = at_thresholds(trained, found)
+        figures["thresholds"] = [threshold.to_json() for threshold in reached]
+        shown += map(str, reached)
+    if options.corruptions or options.out_of_distribution:
+        wanted = {"corruptions": options.corruptions, "out_of_distribution": options.out_of_distribution}
+        robustness = cj.robustness(trained, options.split, **wanted, **chosen)
+        figures["robustness"] = robustness.to_json()
+        shown.append(str(robustness))
+    print(json.dumps(figures, indent=2) if options.format == "json" else "\n\n".join(shown))
     return 0

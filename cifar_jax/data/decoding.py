@@ -1,16 +1,23 @@
 """An image file of any format and mode that Pillow reads becomes uint8 [size, size, 3]."""
 
+import hashlib
 import io
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 RESIZE_MODES = ("stretch", "pad", "crop")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 MAX_PIXELS = 89_478_485  # of an image that is decoded; Pillow warns of decompression bombs from there on
+
+SHOWN = 5  # files that a message names
 
 
 @contextmanager
@@ -22,6 +29,30 @@ def without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def read_images(
+    paths: Sequence[Path], size: int, mode: str, progress: bool = True
+) -> list[tuple[bytes, np.ndarray] | str]:
+    """For each file the sha256 digest of its content and its image, or the reason why it cannot be read."""
+
+    def read(path: Path) -> tuple[bytes, np.ndarray] | str:
+        try:
+            content = path.read_bytes()
+            return hashlib.sha256(content).digest(), decode(content, size, mode)
+        except Exception as error:  # each decoder of Pillow has its own
+            return f"{path} ({str(error) or type(error).__name__})"
+
+    with without_warnings(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(tqdm(pool.map(read, paths), "read images", len(paths), unit=" images", disable=not progress))
+
+
+def warn_of_skipped(skipped: Sequence[str], count: int, stacklevel: int) -> None:
+    """Names the first of the files that could not be read, of so many."""
+    if skipped:
+        more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+        message = f"{len(skipped)} of {count} files are left out: {', '.join(skipped[:SHOWN])}{more}"
+        warnings.warn(message, stacklevel=stacklevel + 1)
 
 
 def decode(content: bytes, size: int, mode: str) -> np.ndarray:

@@ -10,23 +10,19 @@ of the files decide which are held out, so that a split stays as it is when imag
 
 import csv
 import hashlib
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from cifar_jax.data.decoding import RESIZE_MODES, SUFFIXES, decode, without_warnings
+from cifar_jax.data.decoding import RESIZE_MODES, SUFFIXES, read_images, warn_of_skipped
 from cifar_jax.errors import InputError, nearest
 
 SPLITS = ("train", "validation", "test")
-SHOWN = 5  # files that a message names
 
 
 @dataclass(frozen=True)
@@ -147,37 +143,24 @@ def read_folder(settings: Settings, progress: bool = True) -> Decoded:
         if absent := [name for name in classes if name not in own]:
             warnings.warn(f"split '{split}' of '{settings.path}' has no images of: {', '.join(absent)}", stacklevel=2)
     files = [(split, name, path) for split, own in listing.items() for name, paths in own.items() for path in paths]
-    has_validation = "validation" in listing
-
-    def read(entry: tuple[str, str, Path]) -> tuple[str, bytes, np.ndarray] | str:
-        given, _, path = entry
-        try:
-            content = path.read_bytes()
-            image = decode(content, settings.image_size, settings.resize_mode)
-        except Exception as error:  # each decoder of Pillow has its own
-            return f"{path} ({str(error) or type(error).__name__})"
-        digest = hashlib.sha256(content).digest()
-        return split_of(digest, settings, given, has_validation), digest, image
-
-    with without_warnings(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        found = list(tqdm(pool.map(read, files), "read images", len(files), unit=" images", disable=not progress))
+    found = read_images([path for _, _, path in files], settings.image_size, settings.resize_mode, progress)
     skipped = tuple(entry for entry in found if isinstance(entry, str))
-    if skipped:
-        more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
-        warnings.warn(
-            f"{len(skipped)} of {len(files)} files are left out: {', '.join(skipped[:SHOWN])}{more}", stacklevel=2
-        )
-    return _collect(classes, files, found, skipped)
+    warn_of_skipped(skipped, len(files), stacklevel=2)
+    splits = (
+        "" if isinstance(entry, str) else split_of(entry[0], settings, given, "validation" in listing)
+        for (given, _, _), entry in zip(files, found, strict=True)
+    )
+    return _collect(classes, files, list(splits), found, skipped)
 
 
-def _collect(classes: tuple[str, ...], files: Any, found: Any, skipped: tuple[str, ...]) -> Decoded:
+def _collect(classes: tuple[str, ...], files: Any, splits: list[str], found: Any, skipped: tuple[str, ...]) -> Decoded:
     images: dict[str, list[np.ndarray]] = defaultdict(list)
     labels: dict[str, list[int]] = defaultdict(list)
     owners: dict[bytes, tuple[str, Path]] = {}
-    for (_, name, path), entry in zip(files, found, strict=True):
+    for (_, name, path), split, entry in zip(files, splits, found, strict=True):
         if isinstance(entry, str):
             continue
-        split, digest, image = entry
+        digest, image = entry
         other, other_path = owners.setdefault(digest, (name, path))
         if other != name:
             raise InputError(f"the same image stands in two classes, '{other_path}' and '{path}'; remove one of them")

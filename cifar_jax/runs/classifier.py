@@ -1,20 +1,22 @@
 """A trained model for everything that uses one: recipe, weights, classes. No optimiser state."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cifar_jax.errors import InputError
 from cifar_jax.runs import programs
+from cifar_jax.runs.thresholds import decide
 
 
 @dataclass(frozen=True)
 class Predictions:
     """What a classifier says about N images."""
 
-    indices: np.ndarray  # int64 [N], the most probable class of each
+    indices: np.ndarray  # int64 [N], the class of each: the most probable, or by the classifier's thresholds
     names: list[str]  # its name
     probabilities: np.ndarray  # float32 [N, classes]
 
@@ -27,6 +29,7 @@ class Classifier:
     weights: dict[str, Any]  # {"params", "batch_stats"}, those that are evaluated
     classes: tuple[str, ...]
     temperature: float = 1.0  # see `calibrate`; logits are divided by it before they become probabilities
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # of some classes, see `choose_threshold`
 
     def logits(self, images: np.ndarray, views: str | None = None) -> np.ndarray:
         """float32 [N, classes]; `views` as in training.augment.VIEWS, the recipe's if None.
@@ -50,9 +53,9 @@ class Classifier:
         return self._in_batches(programs.embeddings_program(self._shared), images, None)
 
     def predict(self, images: np.ndarray, views: str | None = None) -> Predictions:
-        """The most probable class of each image, and the probabilities of all."""
+        """The class of each image, the most probable or by the thresholds, and the probabilities of all."""
         probabilities = self.probabilities(images, views)
-        indices = probabilities.argmax(-1)
+        indices = decide(probabilities, self.classes, self.thresholds)
         return Predictions(indices, [self.classes[index] for index in indices], probabilities)
 
     def __repr__(self) -> str:

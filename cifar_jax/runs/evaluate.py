@@ -9,12 +9,14 @@ import jax
 import numpy as np
 
 from cifar_jax.data import arrays
+from cifar_jax.data.external import check_classes, load_labelled
 from cifar_jax.data.load import load_split
 from cifar_jax.errors import InputError
 from cifar_jax.runs import programs
 from cifar_jax.runs.calibration import scale
 from cifar_jax.runs.devices import Placement
 from cifar_jax.runs.log import wait
+from cifar_jax.runs.thresholds import Threshold, rates
 from cifar_jax.runs.workdir import Run
 from cifar_jax.training.metrics import Evaluation, SplitPredictions, summarise
 from cifar_jax.training.objectives import objective_of
@@ -29,13 +31,14 @@ def evaluate(
     *,
     views: str | None = None,
     data_dir: str | Path | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | str | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """The run's model on "test", "validation" (what its training held out) or "train" (what it was trained on).
 
-    `data` is as for `fit`; without it the run's data set is loaded by name. Raises InputError where the split does not
-    exist, or is not the one that the run has seen.
+    `data` is as for `fit`, or names another data set or a folder of images, whose classes are matched by name (see
+    cifar_jax/data/external.py); without it the run's data set is loaded by name. Raises InputError where the split
+    does not exist, or is not the one that the run has seen.
     """
     return evaluate_and_predict(run, split, views=views, data_dir=data_dir, data=data, progress=progress)[0]
 
@@ -46,7 +49,7 @@ def evaluate_and_predict(
     *,
     views: str | None = None,
     data_dir: str | Path | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | str | None = None,
     progress: bool = True,
     placement: Placement | None = None,
     embeddings: bool = False,
@@ -65,7 +68,8 @@ def evaluate_and_predict(
     sums, probabilities = jax.device_get(seen)
     features = _embeddings(run, images) if embeddings else None
     found = SplitPredictions(labels, np.asarray(probabilities, np.float32), indices, features)
-    return summarise(sums, run.classes, split, len(images)), found
+    name = f"{data} {split}" if isinstance(data, str) else split
+    return summarise(sums, run.classes, name, len(images)), found
 
 
 def predictions(
@@ -74,7 +78,7 @@ def predictions(
     *,
     views: str | None = None,
     data_dir: str | Path | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | str | None = None,
     progress: bool = True,
 ) -> SplitPredictions:
     """Labels, probabilities, embeddings and indices of the images of a split, in its order; arguments as `evaluate`.
@@ -95,6 +99,16 @@ def at_temperature(run: Run, found: SplitPredictions) -> SplitPredictions:
     return replace(found, probabilities=probabilities, indices=indices)
 
 
+def at_thresholds(run: Run, found: SplitPredictions) -> list[Threshold]:
+    """The run's thresholds with their recall and precision on these predictions."""
+    scaled, reached = at_temperature(run, found).probabilities, []
+    for name, threshold in run.thresholds.items():
+        label = run.classes.index(name)
+        recall, precision = rates(scaled[:, label], found.labels == label, threshold.value)
+        reached.append(replace(threshold, recall=recall, precision=precision))
+    return reached
+
+
 def _embeddings(run: Run, images: np.ndarray) -> np.ndarray | None:
     try:
         return run.classifier.embeddings(images)
@@ -112,11 +126,14 @@ def check_predicts(recipe: Any, split: str) -> None:
 
 
 def select(
-    run: Run, split: str, data: Mapping[str, Any] | None, data_dir: Any, progress: bool
+    run: Run, split: str, data: Mapping[str, Any] | str | None, data_dir: Any, progress: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """The images and labels of a split, known to be those of the run, and their places in the data set's split where
     they are not all of it."""
     recipe = run.recipe
+    if isinstance(data, str):
+        shape, mode = tuple(recipe.data.image_shape), recipe.data.get("resize_mode", "stretch")
+        return *load_labelled(data, split, run.classes, shape, mode, data_dir, progress), None
     own = "validation" in run.digests
     source = split if split == "test" or (split == "validation" and own) else "train"
     if data is not None:
@@ -126,8 +143,7 @@ def select(
         images = given if isinstance(given, arrays.Split) else arrays.dataset(given[0], given[1], run.classes)
     else:
         images = load_split(recipe.data, source, data_dir, progress)
-    if images.classes != run.classes:
-        raise InputError(f"data set '{recipe.data.name}' has classes {images.classes}; the run knows {run.classes}")
+    check_classes(images.classes, run.classes, f"data set '{recipe.data.name}'")
     if source != "test" and images.digest != run.digests[source]:
         known = f"the run was trained on data with digest {run.digests[source]}"
         raise InputError(f"{known}; the data set now has {images.digest}")

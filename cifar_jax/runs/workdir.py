@@ -14,8 +14,6 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import importlib.metadata
-import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +28,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.recipe import differences, flatten, freeze, to_json
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.classifier import Classifier
+from cifar_jax.runs.environment import environment
 from cifar_jax.runs.files import (
     digest_of_file,
     digest_of_json,
@@ -44,10 +43,10 @@ from cifar_jax.runs.fingerprint import fingerprint
 from cifar_jax.runs.functions import with_functions
 from cifar_jax.runs.log import read_metrics
 from cifar_jax.runs.recipes import read_recipe
+from cifar_jax.runs.thresholds import Threshold
 from cifar_jax.training.metrics import Evaluation, SplitPredictions
 
 FORMAT = 1
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections", "numpy")
 # Fields that cannot change results: they may differ between a run and the call that resumes it.
 # Where images lie is no matter either: the digest of the data says what they are.
 FREE_FIELDS = (
@@ -74,10 +73,17 @@ class Run:
     digests: dict[str, str]  # of each split of the data that the run has seen
     reason: str | None = None  # why it is complete: "finished", "early stopping" or "stopped"; None if it is not
     temperature: float = 1.0  # of the probabilities, see `calibrate`
+    thresholds: dict[str, Threshold] = dataclasses.field(default_factory=dict)  # of classes, see `choose_threshold`
 
     @functools.cached_property
     def classifier(self) -> Classifier:
-        return Classifier(self.recipe, training.evaluated_weights(self.state), self.classes, self.temperature)
+        weights, values = training.evaluated_weights(self.state), _values(self.thresholds)
+        return Classifier(self.recipe, weights, self.classes, self.temperature, values)
+
+    def use(self, temperature: float, thresholds: dict[str, Threshold]) -> None:
+        """The classifier has them from now on; run.json is not written."""
+        self.temperature, self.thresholds = temperature, thresholds
+        self.__dict__.pop("classifier", None)
 
     def logits(self, images: np.ndarray, views: str | None = None) -> np.ndarray:
         """As `Classifier.logits`."""
@@ -267,7 +273,16 @@ def load_run(workdir: str | Path, which: str | None = None, **functions: Any) ->
         digests=record["data"],
         reason=record["reason"],
         temperature=record.get("temperature", 1.0),
+        thresholds=_thresholds(record),
     )
+
+
+def _thresholds(record: Mapping[str, Any]) -> dict[str, Threshold]:
+    return {name: Threshold.from_json(stored) for name, stored in record.get("thresholds", {}).items()}
+
+
+def _values(thresholds: Mapping[str, Threshold]) -> dict[str, float]:
+    return {name: threshold.value for name, threshold in thresholds.items()}
 
 
 def without_optimizer(state: Any) -> Any:
@@ -284,7 +299,8 @@ def load_classifier(workdir: str | Path, which: str | None = None, **functions: 
     like = like.replace(params=None, batch_stats=None) if like.average else like.replace(average=None)
     state = _restore(workdir, recipe, record, like, which)
     weights = training.evaluated_weights(state)
-    return Classifier(recipe, weights, read_classes(workdir, record), record.get("temperature", 1.0))
+    temperature, thresholds = record.get("temperature", 1.0), _values(_thresholds(record))
+    return Classifier(recipe, weights, read_classes(workdir, record), temperature, thresholds)
 
 
 def _stored(workdir: Path, functions: Mapping[str, Any]) -> tuple[dict[str, Any], FrozenConfigDict]:
@@ -374,13 +390,3 @@ def locked(workdir: Path) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"folder '{workdir}' is in use by another process; wait for it or name another") from error
         yield
-
-
-def environment() -> dict[str, Any]:
-    """What a run depended on beside its recipe and data."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
-    }

@@ -76,7 +76,7 @@ def train_step(
 
     frozen = phase.frozen or frozen_patterns(recipe.groups, 0)
     result = gradients_of(recipe, losses, state.params, state.batch_stats, inputs, model_key, frozen)
-    # Update
+    # Update: the optimiser is built with the learning rate of this step
     updates, opt_state = optimizer(recipe, state.step).update(result.gradients, state.opt_state, state.params)
     latest = {"params": optax.apply_updates(state.params, updates), "batch_stats": result.batch_stats}
     # Averages
