@@ -61,6 +61,7 @@ def get_config() -> ConfigDict:
             "groups": (),  # () is one group of everything; a learning-rate factor of 0 freezes
             "schedule": {"name": "cosine"},  # all lengths in epochs
             "gradient_clip_norm": 0.0,  # largest global norm of the gradients; 0 does not clip
+            # class_weights="balanced" gives every class the same share of the loss; or one number per class.
             "loss": {"name": "cross_entropy", "label_smoothing": 0.0},
             "augment": {  # strength 0 is off; they run in this order, on images in 0..1
                 "flip": 0.0,  # probability of mirroring an image

@@ -1,6 +1,7 @@
 """Where the program runs: compiler options, the mesh over local devices, and placement on it."""
 
 import functools
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -65,6 +66,13 @@ def constraint(batch: NamedSharding | None) -> tuple[Callable[[Any], Any], int]:
     return lambda tree: jax.lax.with_sharding_constraint(tree, batch), batch.mesh.size
 
 
+def device_memory(device: Any) -> int | None:
+    """Bytes of the device, of the machine for the CPU; None where they are not known."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 class Placement:
     """Data parallelism over all local devices: arrays are replicated, and each batch is split over the mesh."""
 
@@ -87,6 +95,13 @@ class Placement:
                 self._kept.clear()
             self._kept[key] = self.put(make())
         return self._kept[key]
+
+    def check_memory(self, images: int) -> None:
+        """Raises InputError where images of so many bytes, which stay on each device, do not fit it."""
+        available = device_memory(self.devices[0])
+        if available is not None and images > available:
+            sizes = f"the images take {images / 2**30:.1f} GiB, and the device has {available / 2**30:.1f} GiB"
+            raise InputError(f"{sizes}; use fewer images, or smaller ones (data.image_size for a folder)")
 
     def check(self, field: str, size: int) -> None:
         """Raises InputError unless a batch of `size` splits evenly."""

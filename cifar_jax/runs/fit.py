@@ -41,6 +41,7 @@ from cifar_jax.runs.workdir import (
     read_evaluation,
     read_record,
 )
+from cifar_jax.training.losses import balanced_weights
 
 FUNCTIONS = ("model", "optimizer", "schedule", "loss", "augment", "objective")
 
@@ -143,6 +144,7 @@ def complete_run(request: Request) -> Run | None:
     facts |= {"data.validation": 0} if "validation" in record["data"] else {}
     facts |= {"data.name": request.data["train"].name} if request.data else {}
     facts |= {"teacher": stored.teacher} if "teacher" in stored else {}
+    facts |= {"loss.class_weights": stored.loss.get("class_weights", ())} if _is_balanced(request.recipe) else {}
     if differences(fixed_fields(stored), fixed_fields(resolve(request.recipe, facts))):
         return None  # claiming the workdir will name them
     check_functions(workdir, record, request.fingerprints)
@@ -190,6 +192,7 @@ def _checked(request: Request) -> tuple[Any, dict[str, arrays.Split], Any, Calla
     recipe = _resolve(request, data, facts)
     placement = request.executor.placement
     placement.check("batch_size", recipe.batch_size)
+    placement.check_memory(sum(split.images.nbytes for name, split in data.items() if name != "test"))
     if share := recipe.selection.share:
         placement.check("batch_size times selection.share", round(recipe.batch_size * share))
     training.check(recipe, context)
@@ -263,7 +266,14 @@ def _resolve(request: Request, data: Mapping[str, arrays.Split], facts: dict[str
         "data.image_shape": tuple(training_set.images.shape[1:]),
         "data.train_count": len(training_set.labels) - held_out,
     }
+    if _is_balanced(recipe):
+        kept = arrays.hold_out(training_set.labels, held_out, recipe.data.seed)[0]
+        facts["loss.class_weights"] = balanced_weights(training_set.labels[kept], len(training_set.classes))
     return resolve(recipe, facts)
+
+
+def _is_balanced(recipe: Any) -> bool:
+    return recipe.loss.get("class_weights", ()) == "balanced"
 
 
 def _stored_recipe(request: Request) -> Any:

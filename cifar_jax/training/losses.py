@@ -1,15 +1,17 @@
 """Losses: logits [B, C] and targets [B, C], each row a distribution over the classes -> loss of each example,
 float32 [B], or float64 for logits in float64.
 
-`class_weights`, one number a class, multiply each class's term: () weighs none. They are taken as they are, and the
-batch's loss stays the sum over its examples divided by their number, not by their weights; weights whose mean over the
-training set is 1 leave the scale of the loss, and so the learning rate, as it was.
+`class_weights`, one number per class, multiply the term of each class: () weighs none. They are taken as they are, and
+the loss of a batch stays the sum over its examples divided by their number, not by their weights; weights whose mean
+over the training set is 1 leave the scale of the loss, and so the learning rate, as it was. In a recipe, "balanced"
+stands for the `balanced_weights` of the training set.
 """
 
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cifar_jax.errors import InputError
 from cifar_jax.models.kernels import at_least_float32
@@ -35,6 +37,17 @@ def focal(
     # Where p is 1 the loss is 0, but for a gamma below 1 the power has no finite gradient there.
     missing = jnp.maximum(-jnp.expm1(log_probabilities), 1e-12)
     return -jnp.sum(_weighted(targets, class_weights) * missing**gamma * log_probabilities, axis=-1)
+
+
+def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
+    """N / (classes * N_c), so that every class has the same share of the loss (King & Zeng 2001); their mean over the
+    examples is 1. Raises InputError where a class has no example."""
+    counts = np.bincount(labels, minlength=classes)
+    if not counts.all():
+        raise InputError(
+            f"class {int(np.argmin(counts))} has no training image, so loss.class_weights cannot be 'balanced'"
+        )
+    return tuple(float(weight) for weight in len(labels) / (classes * counts))
 
 
 def _log_probabilities(logits: jax.Array) -> jax.Array:

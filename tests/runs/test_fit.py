@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.utils.class_weight import compute_class_weight
 
 import cifar_jax as cj
 from cifar_jax.recipe import flatten
+from cifar_jax.runs import devices, loop, programs
 from cifar_jax.runs import fit as fitting
-from cifar_jax.runs import loop, programs
 from cifar_jax.runs.workdir import load_classifier
 from tests import made
 
@@ -540,3 +541,38 @@ def test_a_model_without_a_head_has_predictions_without_embeddings():
 
     run = cj.fit(made.recipe(FIELDS, model={"name": "cnn"}), data=DATA, model=Headless(), progress=False)
     assert cj.predictions(run, "test", data=DATA, progress=False).embeddings is None
+
+
+# --- unbalanced data, and data that are too large ---
+
+
+def unbalanced():
+    split = made.split(96)
+    kept = np.concatenate([np.flatnonzero(split.labels != 1), np.flatnonzero(split.labels == 1)[:6]])
+    return cj.dataset(split.images[kept], split.labels[kept], split.classes)
+
+
+def test_balanced_class_weights_are_those_of_the_images_that_are_trained_on(tmp_path):
+    """They are resolved once, a complete run is found again, and the weights are those that a user could write."""
+    data, fields = {"train": unbalanced()}, {"loss.class_weights": "balanced", "data.validation": 20}
+    run = fit(tmp_path, fields, data=data, evaluate="validation")
+    kept = np.setdiff1d(np.arange(78), cj.predictions(run, "validation", data=data, progress=False).indices)
+    expected = compute_class_weight("balanced", classes=np.arange(4), y=data["train"].labels[kept])
+    np.testing.assert_allclose(run.recipe.loss.class_weights, expected, rtol=1e-6)
+    assert fit(tmp_path, fields, data=data, evaluate="validation").history == run.history
+    written = {**fields, "loss.class_weights": run.recipe.loss.class_weights}
+    same(fit(None, written, data=data, evaluate="validation"), run)
+    without = fit(None, {"data.validation": 20}, data=data, evaluate="validation")
+    assert without.history[-1]["train_loss"] != run.history[-1]["train_loss"]
+    two_classes = cj.dataset(made.split(32).images, made.split(32).labels % 2, made.split().classes)
+    with pytest.raises(cj.InputError, match=r"class 2 has no training image, so loss\.class_weights cannot be"):
+        fit(None, fields, data={"train": two_classes}, evaluate=None)
+
+
+def test_images_that_do_not_fit_the_device_are_refused_with_both_sizes(monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "device_memory", lambda device: 1 << 10)
+    with pytest.raises(cj.InputError, match=r"the images take 0\.0 GiB, and the device has 0\.0 GiB; use fewer"):
+        fit(tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert devices.device_memory(jax.devices()[0]) > 1 << 28
