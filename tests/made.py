@@ -58,8 +58,15 @@ def resolved(recipe: Any, changes: Mapping[str, Any] | None = None) -> FrozenCon
     facts = {"data.num_classes": CLASSES, "data.image_shape": (SIZE, SIZE, 3), "data.train_count": COUNT}
     flat = flatten(changes or {})
     facts |= {path: flat[path] for path in facts if path in flat}
+    facts |= weights_of(recipe, facts["data.num_classes"])
     known = resolve(recipe, facts)
     return freeze(override(known, changes or {}))
+
+
+def weights_of(recipe: Any, classes: int) -> dict[str, Any]:
+    """The fact that `fit` makes of loss.class_weights="balanced" where every class is as frequent."""
+    balanced = recipe.loss.get("class_weights") == "balanced"
+    return {"loss.class_weights": (1.0,) * classes} if balanced else {}
 
 
 @functools.cache

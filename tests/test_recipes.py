@@ -115,7 +115,8 @@ def test_a_recipe_fits_cifar10_in_full_size(name):
     """As on a GPU, in bfloat16, without computing anything."""
     count = 50_000 - load(name).data.validation
     facts = {"data.num_classes": 10, "data.image_shape": (32, 32, 3), "data.train_count": count}
-    check(resolve(load(name, {"dtype": "bfloat16"}), facts))
+    recipe = load(name, {"dtype": "bfloat16"})
+    check(resolve(recipe, facts | made.weights_of(recipe, 10)))
 
 
 @every_recipe
