@@ -1,7 +1,7 @@
 """How many defects are found on the parts that examples/draw_parts.py draws, and what starting weights change.
 
-    python benchmarks/drawn_parts.py FOLDER            # draws, trains what is missing, evaluates; about an hour of 2 cores
-    python benchmarks/drawn_parts.py FOLDER --smoke    # few images, an epoch: finds errors, measures nothing
+    python benchmarks/drawn_parts.py FOLDER            # draws, trains what is missing, evaluates
+    python benchmarks/drawn_parts.py --smoke           # few images, an epoch: finds errors, measures nothing
 
 Each way trains seeds 0 to 2: on all 5,000 training images, or on a fifth of them (20 with a defect) from random
 weights, or from a body that was trained on CIFAR-10: as a whole, frozen, or at a tenth of the learning rate. An image
@@ -14,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -63,27 +64,32 @@ def figures(run: Any, wanted: float) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="of the images and runs; a temporary one if not given")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
-    folder, scale = options.folder.resolve(), 0.2 if options.smoke else 1.0
+    with tempfile.TemporaryDirectory() as temporary:
+        return measure(Path(options.folder or temporary).resolve(), options.smoke)
+
+
+def measure(folder: Path, smoke: bool) -> int:
+    scale = 0.2 if smoke else 1.0
     draw = [sys.executable, str(HERE.parent / "examples" / "draw_parts.py")]
     for name, share in (("parts", 1.0), ("fifth", 0.2)):
         if not (folder / name).exists():
             subprocess.run([*draw, str(folder / name), f"--share={share}", f"--scale={scale}"], check=True)
-    body = cj.load_recipe(HERE.parent / "configs" / "convnet.py", {} if options.smoke else BODY)
-    if options.smoke:
+    body = cj.load_recipe(HERE.parent / "configs" / "convnet.py", {} if smoke else BODY)
+    if smoke:
         body = cj.override(body, {**BODY, "data.name": "digits", "data.validation": 100, "epochs": 1})
     cj.fit(body, folder / "runs" / "body")
     result: dict[str, Any] = {"what": "defects found on drawn parts", **machine(), "commit": commit(), "ways": {}}
     for name, fields in ways(folder).items():
-        trained = [train(folder, name, fields, seed, options.smoke) for seed in SEEDS]
-        runs = [figures(run, 0.001 if options.smoke else PRECISION) for run in trained]
+        trained = [train(folder, name, fields, seed, smoke) for seed in SEEDS]
+        runs = [figures(run, 0.001 if smoke else PRECISION) for run in trained]
         result["ways"][name] = runs
         for figure in ("recall", "precision"):
             values = [part / whole for part, whole in (run[figure] for run in runs)]
             print(f"{name:8} {figure:9} {statistics.mean(values):7.2%} ± {statistics.stdev(values):.2%} of {values}")
-    if not options.smoke:
+    if not smoke:
         (HERE / "results" / "drawn_parts.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
