@@ -1,4 +1,4 @@
-"""An image file of any format and mode that Pillow reads becomes uint8 [size, size, 3]."""
+"""An image file of any format and mode that Pillow reads becomes uint8 [height, width, channels]."""
 
 import io
 import warnings
@@ -15,35 +15,38 @@ MAX_PIXELS = 89_478_485  # of an image that is decoded; Pillow warns of decompre
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Pillow's warnings are ignored inside. Entered around the threads that decode, never in one of them.
+    """Only Pillow's warnings are ignored inside. Entered around the threads that decode, never in one of them.
 
     The filters of `warnings` belong to the process: two threads that enter and leave in turn leave them changed.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", module=r"PIL\b")
         yield
 
 
-def decode(content: bytes, size: int, mode: str) -> np.ndarray:
-    """uint8 [size, size, 3]. Raises ValueError or OSError, with the reason, where the content is no image.
+def decode(content: bytes, size: int | tuple[int, int], mode: str, channels: int = 3) -> np.ndarray:
+    """uint8 [height, width, channels] of the content of a file; `size` is (height, width), or both in one number.
 
-    Pillow may warn, of damaged EXIF data for example, although the image is read: see `without_warnings`.
+    One channel is grey, three are RGB. The first frame of an animation is taken. Raises ValueError or OSError, with the
+    reason, where the content is no image. Pillow may warn, of damaged EXIF data for example, although the image is
+    read: see `without_warnings`.
     """
     from PIL import Image, ImageOps
 
+    height, width = (size, size) if isinstance(size, int) else size
     image: Any = Image.open(io.BytesIO(content))
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels are too many to decode")
-    image.draft("RGB", (2 * size, 2 * size))  # JPEG decodes at an eighth to a half of its size
+    image.draft("RGB", (2 * width, 2 * height))  # JPEG decodes at an eighth to a half of its size
     image = _to_rgb(ImageOps.exif_transpose(image))
-    target = (size, size)
+    target = (width, height)
     if mode == "pad":
         image = ImageOps.pad(image, target, Image.Resampling.BILINEAR)
     elif mode == "crop":
         image = ImageOps.fit(image, target, Image.Resampling.BILINEAR)
     elif image.size != target:
         image = image.resize(target, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return np.asarray(image)
+    return np.asarray(image) if channels == 3 else np.asarray(image.convert("L"))[..., None]
 
 
 def _to_rgb(image: Any) -> Any:

@@ -10,11 +10,9 @@ of the files decide which are held out, so that a split stays as it is when imag
 
 import csv
 import hashlib
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cifar_jax.data.decoding import RESIZE_MODES, SUFFIXES, decode, without_warnings
+from cifar_jax.data.decoding import RESIZE_MODES, SUFFIXES, decode
+from cifar_jax.data.image_files import in_threads
 from cifar_jax.errors import InputError, nearest
 
 SPLITS = ("train", "validation", "test")
@@ -159,8 +158,8 @@ def read_folder(settings: Settings, progress: bool = True) -> Decoded:
         digest = hashlib.sha256(content).digest()
         return split_of(digest, settings, given, has_validation), digest, image
 
-    with without_warnings(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        found = list(tqdm(pool.map(read, files), "read images", len(files), unit=" images", disable=not progress))
+    read_all = in_threads(read, files)
+    found = list(tqdm(read_all, "read images", len(files), unit=" images", disable=not progress))
     skipped = tuple(entry for entry in found if isinstance(entry, str))
     if skipped:
         more = f" and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
