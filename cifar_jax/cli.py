@@ -34,6 +34,8 @@ COMMANDS = {
     "train": Command("train", "train a recipe, or resume a run", takes_fields=True),
     "evaluate": Command("evaluate", "evaluate a trained run"),
     "predict": Command("predict", "name the classes of image files, and sort the files by them"),
+    "index": Command("index", "embed images for a search by similarity"),
+    "similar": Command("similar", "find the images of an index that are similar to others"),
     "list": Command("list", "list models, recipes, runs and more"),
     "ablate": Command("ablate", "train a recipe and changed ones with many seeds, and compare", takes_fields=True),
     "sweep": Command("sweep", "train all combinations of values with many seeds, and compare", takes_fields=True),
