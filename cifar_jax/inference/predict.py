@@ -18,6 +18,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.inference.outputs import FORMATS, OUTCOMES, Format, Output, Row
 from cifar_jax.inference.sorting import WAYS, Sorter, by_class, by_outcome, check_folder, check_names
 from cifar_jax.runs.classifier import Classifier, FileBatch
+from cifar_jax.training import augment
 from cifar_jax.training.objectives import objective_of
 
 UNSURE = "unsure"
@@ -53,6 +54,7 @@ class Options:
         ):
             if value not in known:
                 raise InputError(f"--{name}={value} is unknown; it is one of {', '.join(known)}")
+        augment.views(self.views or "one")  # raises where they are unknown
         if self.resume and (self.out is None or self.format == "table"):
             raise InputError("--resume continues a file; add --out=FILE, and --format=jsonl or csv")
         if self.by == "outcome" and self.copy_to is None:
@@ -108,7 +110,8 @@ def predict_files(
         sorter = Sorter(options.copy_to, options.copy_as, by_outcome if options.by == "outcome" else by_class)
     top = min(options.top, len(classifier.classes))
     form = Format(options.format, top, bool(labels), files)
-    output = Output(options.out, form, _call(classifier, options, top), options.resume, options.force)
+    call = _call(classifier, options, top) if options.out else {}
+    output = Output(options.out, form, call, options.resume, options.force)
     try:
         return _write_rows(classifier, files, options, output, sorter, top, labels)
     finally:

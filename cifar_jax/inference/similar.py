@@ -177,6 +177,8 @@ def _extend(
     elif added and len(before) + added > EXACT_ROWS:
         warnings.warn(f"more than {EXACT_ROWS:,} images: --approximate makes searching faster", stacklevel=3)
     write_record(folder, record)
+    if before.record["graph"] and before.record["graph"] != record["graph"]:
+        (folder / before.record["graph"]["file"]).unlink()
     return Built(load_index(folder), added, kept, len(skipped))
 
 
