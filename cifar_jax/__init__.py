@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cifar_jax.data.arrays import Split, dataset
     from cifar_jax.errors import InputError
+    from cifar_jax.inference.index_files import load_index
+    from cifar_jax.inference.similar import build_index, find_similar
     from cifar_jax.models.kernels import forward_mode
     from cifar_jax.process import prepare_process
     from cifar_jax.recipe import override
@@ -44,14 +46,17 @@ MODULES = {
     "Run": "runs.workdir",
     "Split": "data.arrays",
     "ablate": "studies.sweep",
+    "build_index": "inference.similar",
     "calibrate": "runs.calibrate",
     "choose_threshold": "runs.calibrate",
     "compare": "studies.compare",
     "dataset": "data.arrays",
     "evaluate": "runs.evaluate",
+    "find_similar": "inference.similar",
     "fit": "runs.fit",
     "forward_mode": "models.kernels",
     "load_classifier": "runs.workdir",
+    "load_index": "inference.index_files",
     "load_recipe": "runs.recipes",
     "load_run": "runs.workdir",
     "override": "recipe",
@@ -71,14 +76,17 @@ __all__ = [
     "Run",
     "Split",
     "ablate",
+    "build_index",
     "calibrate",
     "choose_threshold",
     "compare",
     "dataset",
     "evaluate",
+    "find_similar",
     "fit",
     "forward_mode",
     "load_classifier",
+    "load_index",
     "load_recipe",
     "load_run",
     "override",

@@ -34,6 +34,9 @@ COMMANDS = {
     "train": Command("train", "train a recipe, or resume a run", takes_fields=True),
     "evaluate": Command("evaluate", "evaluate a trained run"),
     "calibrate": Command("calibrate", "fit the temperature of a run, and choose thresholds of classes"),
+    "predict": Command("predict", "name the classes of image files, and sort the files by them"),
+    "index": Command("index", "embed images for a search by similarity"),
+    "similar": Command("similar", "find the images of an index that are similar to others"),
     "list": Command("list", "list models, recipes, runs and more"),
     "ablate": Command("ablate", "train a recipe and changed ones with many seeds, and compare", takes_fields=True),
     "sweep": Command("sweep", "train all combinations of values with many seeds, and compare", takes_fields=True),
@@ -64,7 +67,7 @@ def start() -> NoReturn:
 
 def last_words() -> str:
     """What is printed when a signal ends the process. Runs in a thread that must not import anything."""
-    loaded = [sys.modules.get(f"cifar_jax.commands.{name}") for name in ("train", "studies")]
+    loaded = [sys.modules.get(f"cifar_jax.commands.{name}") for name in ("train", "studies", "predict")]
     words = [getattr(module, "last_words", None) for module in loaded]  # absent while a module is being imported
     nothing = "stopped before training began; the same command begins again"
     return next((said for say in words if say and (said := say())), nothing)

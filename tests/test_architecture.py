@@ -21,13 +21,16 @@ PACKAGES: dict[str, list[str]] = {
         "keys", "policies", "augment", "losses", "optimizers", "schedules", "parameter_groups", "update", "state",
         "gradients", "objectives", "selection", "averaging", "step", "corruptions", "metrics", "evaluation", "check",
     ],
-    "data": ["source", "download", "cifar", "digits", "store", "check", "arrays", "decoding", "image_folder", "load",
-             "external"],
+    "data": [
+        "source", "download", "cifar", "digits", "store", "check", "arrays", "decoding",
+        "image_files", "image_folder", "load", "external",
+    ],
     "runs": [
         "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
         "describe", "history", "stopping", "calibration", "thresholds", "classifier", "environment", "workdir", "light",
         "evaluate", "calibrate", "robustness", "teacher", "pretrained", "loop", "fit",
     ],
+    "inference": ["outputs", "sorting", "predict", "search", "index_files", "sheet", "similar"],
     "studies": [
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
         "plan", "progress", "study", "sweep",

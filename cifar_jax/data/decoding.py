@@ -1,17 +1,12 @@
-"""An image file of any format and mode that Pillow reads becomes uint8 [size, size, 3]."""
+"""An image file of any format and mode that Pillow reads becomes uint8 [height, width, channels]."""
 
-import hashlib
 import io
-import os
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 RESIZE_MODES = ("stretch", "pad", "crop")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
@@ -22,29 +17,13 @@ SHOWN = 5  # files that a message names
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Pillow's warnings are ignored inside. Entered around the threads that decode, never in one of them.
+    """Only Pillow's warnings are ignored inside. Entered around the threads that decode, never in one of them.
 
     The filters of `warnings` belong to the process: two threads that enter and leave in turn leave them changed.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.filterwarnings("ignore", module=r"PIL\b")
         yield
-
-
-def read_images(
-    paths: Sequence[Path], size: int, mode: str, progress: bool = True
-) -> list[tuple[bytes, np.ndarray] | str]:
-    """For each file the sha256 digest of its content and its image, or the reason why it cannot be read."""
-
-    def read(path: Path) -> tuple[bytes, np.ndarray] | str:
-        try:
-            content = path.read_bytes()
-            return hashlib.sha256(content).digest(), decode(content, size, mode)
-        except Exception as error:  # each decoder of Pillow has its own
-            return f"{path} ({str(error) or type(error).__name__})"
-
-    with without_warnings(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(tqdm(pool.map(read, paths), "read images", len(paths), unit=" images", disable=not progress))
 
 
 def warn_of_skipped(skipped: Sequence[str], count: int, stacklevel: int) -> None:
@@ -55,26 +34,29 @@ def warn_of_skipped(skipped: Sequence[str], count: int, stacklevel: int) -> None
         warnings.warn(message, stacklevel=stacklevel + 1)
 
 
-def decode(content: bytes, size: int, mode: str) -> np.ndarray:
-    """uint8 [size, size, 3]. Raises ValueError or OSError, with the reason, where the content is no image.
+def decode(content: bytes, size: int | tuple[int, int], mode: str, channels: int = 3) -> np.ndarray:
+    """uint8 [height, width, channels] of the content of a file; `size` is (height, width), or both in one number.
 
-    Pillow may warn, of damaged EXIF data for example, although the image is read: see `without_warnings`.
+    One channel is grey, three are RGB. The first frame of an animation is taken. Raises ValueError or OSError, with the
+    reason, where the content is no image. Pillow may warn, of damaged EXIF data for example, although the image is
+    read: see `without_warnings`.
     """
     from PIL import Image, ImageOps
 
+    height, width = (size, size) if isinstance(size, int) else size
     image: Any = Image.open(io.BytesIO(content))
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width}x{image.height} pixels are too many to decode")
-    image.draft("RGB", (2 * size, 2 * size))  # JPEG decodes at an eighth to a half of its size
+    image.draft("RGB", (2 * width, 2 * height))  # JPEG decodes at an eighth to a half of its size
     image = _to_rgb(ImageOps.exif_transpose(image))
-    target = (size, size)
+    target = (width, height)
     if mode == "pad":
         image = ImageOps.pad(image, target, Image.Resampling.BILINEAR)
     elif mode == "crop":
         image = ImageOps.fit(image, target, Image.Resampling.BILINEAR)
     elif image.size != target:
         image = image.resize(target, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return np.asarray(image)
+    return np.asarray(image) if channels == 3 else np.asarray(image.convert("L"))[..., None]
 
 
 def _to_rgb(image: Any) -> Any:

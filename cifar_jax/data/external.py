@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from cifar_jax.data import arrays
-from cifar_jax.data.decoding import SUFFIXES, read_images, warn_of_skipped
+from cifar_jax.data.decoding import warn_of_skipped
+from cifar_jax.data.image_files import find_images, read_images
 from cifar_jax.data.image_folder import list_files
 from cifar_jax.errors import InputError
 
@@ -65,8 +67,8 @@ def load_images(
     if path.is_file():
         files = [file for classes in list_files(path).values() for paths in classes.values() for file in paths]
     else:
-        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
-    return of_shape(_read(path, files, image_shape, resize_mode, progress)[0], image_shape)
+        files = [Path(file) for file in find_images([path])]
+    return _read(path, files, image_shape, resize_mode, progress)[0]
 
 
 def match_classes(names: Sequence[str], classes: Sequence[str], source: str) -> np.ndarray:
@@ -124,11 +126,11 @@ def _read(
     path: Path, files: list[Path], image_shape: tuple[int, int, int], resize_mode: str, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images that can be read, and which of the files they are."""
-    if image_shape[0] != image_shape[1]:
-        raise InputError(f"the model takes images of {image_shape[0]}x{image_shape[1]}; files become square images")
-    found = read_images(files, image_shape[0], resize_mode, progress)
-    warn_of_skipped([entry for entry in found if isinstance(entry, str)], len(files), stacklevel=3)
-    images = [entry[1] for entry in found if not isinstance(entry, str)]
+    read = read_images(map(str, files), image_shape, resize_mode)
+    found = list(tqdm(read, "read images", len(files), unit=" images", disable=not progress))
+    named = [f"{file} ({entry})" for file, entry in zip(files, found, strict=True) if isinstance(entry, str)]
+    warn_of_skipped(named, len(files), stacklevel=3)
+    images = [entry for entry in found if not isinstance(entry, str)]
     if not images:
         raise InputError(f"'{path}' holds no image that can be read; name a folder of images")
     return np.stack(images), np.array([not isinstance(entry, str) for entry in found])

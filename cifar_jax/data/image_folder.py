@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from cifar_jax.data.decoding import RESIZE_MODES, SUFFIXES, read_images, warn_of_skipped
+from cifar_jax.data.decoding import RESIZE_MODES, SUFFIXES, decode, warn_of_skipped
+from cifar_jax.data.image_files import in_threads, reason_of
 from cifar_jax.errors import InputError, nearest
 
 SPLITS = ("train", "validation", "test")
@@ -143,7 +145,16 @@ def read_folder(settings: Settings, progress: bool = True) -> Decoded:
         if absent := [name for name in classes if name not in own]:
             warnings.warn(f"split '{split}' of '{settings.path}' has no images of: {', '.join(absent)}", stacklevel=2)
     files = [(split, name, path) for split, own in listing.items() for name, paths in own.items() for path in paths]
-    found = read_images([path for _, _, path in files], settings.image_size, settings.resize_mode, progress)
+
+    def read(path: Path) -> tuple[bytes, np.ndarray] | str:
+        try:
+            content = path.read_bytes()
+            return hashlib.sha256(content).digest(), decode(content, settings.image_size, settings.resize_mode)
+        except Exception as error:  # each decoder of Pillow has its own
+            return f"{path} ({reason_of(error)})"
+
+    read_all = in_threads(read, [path for _, _, path in files])
+    found = list(tqdm(read_all, "read images", len(files), unit=" images", disable=not progress))
     skipped = tuple(entry for entry in found if isinstance(entry, str))
     warn_of_skipped(skipped, len(files), stacklevel=2)
     splits = (

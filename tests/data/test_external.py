@@ -55,7 +55,7 @@ def test_images_without_classes(tmp_path):
     np.testing.assert_array_equal(noise, load_images("noise", "test", SHAPE))
     assert noise.std() == pytest.approx(256 / 12**0.5, rel=0.01)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(cj.InputError, match="holds no image that can be read"):
+    with pytest.raises(cj.InputError, match="no images found in"):
         load_images(str(tmp_path / "empty"), "test", SHAPE)
 
 
