@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cifar_jax.models.kernels import forward_mode
     from cifar_jax.process import prepare_process
     from cifar_jax.recipe import override
+    from cifar_jax.reports.audit import audit
     from cifar_jax.reports.report import report
     from cifar_jax.runs.calibrate import calibrate
     from cifar_jax.runs.classifier import Classifier
@@ -43,6 +44,7 @@ MODULES = {
     "Run": "runs.workdir",
     "Split": "data.arrays",
     "ablate": "studies.sweep",
+    "audit": "reports.audit",
     "calibrate": "runs.calibrate",
     "compare": "studies.compare",
     "dataset": "data.arrays",
@@ -68,6 +70,7 @@ __all__ = [
     "Run",
     "Split",
     "ablate",
+    "audit",
     "calibrate",
     "compare",
     "dataset",

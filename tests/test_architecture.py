@@ -21,7 +21,10 @@ PACKAGES: dict[str, list[str]] = {
         "keys", "policies", "augment", "losses", "optimizers", "schedules", "parameter_groups", "update", "state",
         "gradients", "objectives", "selection", "averaging", "step", "metrics", "evaluation", "check",
     ],
-    "data": ["source", "download", "cifar", "digits", "store", "check", "arrays", "decoding", "image_folder", "load"],
+    "data": [
+        "source", "download", "cifar", "digits", "store", "check", "arrays", "duplicates", "decoding", "image_folder",
+        "load",
+    ],
     "runs": [
         "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
         "describe", "history", "stopping", "calibration", "classifier", "workdir", "light", "evaluate", "calibrate",
@@ -31,7 +34,10 @@ PACKAGES: dict[str, list[str]] = {
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
         "plan", "progress", "study", "sweep",
     ],
-    "reports": ["sinks", "figures", "plots", "gallery", "run_report", "report"],
+    "reports": [
+        "sinks", "figures", "plots", "gallery", "run_report", "report", "audit_folds", "audit_accuracy", "audit_labels",
+        "audit_models", "audit_result", "audit_tables", "audit_page", "audit",
+    ],
     "commands": ["values", "studies", "*"],
     "cli": [],
     "__main__": [],

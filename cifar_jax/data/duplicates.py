@@ -1,0 +1,173 @@
+"""Equal and nearly equal images, in one array or across several. NumPy only; nothing is read or written.
+
+Two images are exact duplicates where all their pixels are equal. They are near duplicates where the cosine of their
+features exceeds a threshold, in each of the feature arrays that are given: `thumbnails` of the pixels, and where there
+is a trained model also its embeddings. Neither is enough alone; docs/label_audit.md says what was measured.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cifar_jax.errors import InputError
+
+THUMBNAIL = 8  # pixels a side of what images are compared by
+BLOCK = 2048  # rows of a matrix product: 16 MB of cosines
+MOST_PAIRS = 1_000_000  # a threshold that gives more does not separate anything
+THUMBNAIL_COSINE = 0.95  # from which on two images are near duplicates; docs/label_audit.md says what was measured
+EMBEDDING_COSINE = 0.9  # which must be reached too, where there are embeddings
+EXACT, NEAR = "exact", "near"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images by their places, the smaller first."""
+
+    first: int
+    second: int
+    kind: str  # EXACT or NEAR
+    similarity: float  # the least of the cosines; 1 for exact duplicates
+
+
+@dataclass(frozen=True)
+class Features:
+    """One way to compare N images: unit vectors, and the cosine from which on two of them are near duplicates."""
+
+    vectors: np.ndarray  # float32 [N, D], of length 1 or 0
+    threshold: float
+    mirrored: np.ndarray | None = None  # those of the mirror images, where a mirror image is a duplicate too
+
+
+def image_digests(images: np.ndarray) -> list[bytes]:
+    """The sha256 of the pixels of each image uint8 [N, H, W, C]."""
+    return [hashlib.sha256(image.tobytes()).digest() for image in images]
+
+
+def exact_groups(images: np.ndarray) -> np.ndarray:
+    """int64 [N], equal for images uint8 [N, H, W, C] with equal pixels: the place of the first of them."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(digest, place) for place, digest in enumerate(image_digests(images))], np.int64)
+
+
+def find_duplicates(
+    images: np.ndarray,
+    embeddings: np.ndarray | None = None,
+    *,
+    thumbnail_cosine: float = THUMBNAIL_COSINE,
+    embedding_cosine: float = EMBEDDING_COSINE,
+) -> list[Pair]:
+    """The exact and then the near duplicates among images uint8 [N, H, W, C], the most similar first.
+
+    Several splits are searched together by concatenating their images. A mirror image is a near duplicate. Of equal
+    images the first stands for all: each other one is in one pair with it, and in no pair of near duplicates.
+    embeddings: float [N, D], of a model that has learnt what images have in common; without them thumbnails decide.
+
+    Raises InputError on a threshold outside 0..1, or one that more than a million pairs reach.
+    """
+    for name, value in (("thumbnail_cosine", thumbnail_cosine), ("embedding_cosine", embedding_cosine)):
+        if not 0 < value <= 1:
+            raise InputError(
+                f"{name} is {value}; a cosine from which on images are duplicates is above 0 and at most 1"
+            )
+    groups = exact_groups(images)
+    copies = np.flatnonzero(groups != np.arange(len(images)))
+    exact = [Pair(int(groups[place]), int(place), EXACT, 1.0) for place in copies]
+    single = np.flatnonzero(groups == np.arange(len(images)))
+    small = thumbnails(images)[single]
+    features = [Features(small, thumbnail_cosine, mirror(small))]
+    if embeddings is not None:
+        features.append(Features(unit_vectors(embeddings)[single], embedding_cosine))
+    near = [
+        Pair(int(single[pair.first]), int(single[pair.second]), NEAR, pair.similarity) for pair in near_pairs(features)
+    ]
+    return exact + near
+
+
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """float32 [N, D] of length 1; a vector of length 0 stays, and is near to nothing."""
+    vectors = np.asarray(vectors, np.float32)
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 1e-12)
+
+
+def thumbnails(images: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
+    """Images uint8 [N, H, W, C] as unit vectors float32 [N, side * side * C] without their mean colour.
+
+    The cosine of two of them is the correlation of the reduced images, which brightness and contrast do not change.
+    """
+    count, height, width, channels = images.shape
+    rows, columns = _averages(height, side), _averages(width, side)
+    reduced = np.zeros((count, side, side, channels), np.float32)
+    for start in range(0, count, BLOCK):
+        block = images[start : start + BLOCK].astype(np.float32)
+        reduced[start : start + BLOCK] = np.einsum("sh,nhwc,tw->nstc", rows, block, columns, optimize=True)
+    centred = reduced - reduced.mean((1, 2), keepdims=True)
+    centred[np.abs(centred).max((1, 2, 3)) < 0.5] = 0  # half a level of 255: an image of one colour has no direction
+    return unit_vectors(centred.reshape(count, -1))
+
+
+def mirror(vectors: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
+    """The thumbnails of the mirror images."""
+    return vectors.reshape(len(vectors), side, side, -1)[:, :, ::-1].reshape(vectors.shape)
+
+
+def _averages(size: int, side: int) -> np.ndarray:
+    """float32 [side, size]: each row averages its share of `size` pixels, parts of pixels included."""
+    edges = np.linspace(0, size, side + 1)
+    pixels = np.arange(size)
+    covered = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weights = np.clip(covered, 0, None)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def near_pairs(features: Sequence[Features], block: int = BLOCK) -> list[Pair]:
+    """The pairs whose cosines reach every threshold, the most similar first.
+
+    Computed in blocks of rows by matrix products, so that the N x N cosines are never held at once: 60,000 images with
+    384 numbers each are 1.4 TFLOP. Raises InputError where more than a million pairs are found.
+    """
+    count = len(features[0].vectors)
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    total = 0
+    for rows, columns in _blocks(count, block):
+        least = _cosines(features[0], rows, columns)
+        near = least >= features[0].threshold
+        for each in features[1:]:
+            if not near.any():
+                break
+            cosines = _cosines(each, rows, columns)
+            near &= cosines >= each.threshold
+            np.minimum(least, cosines, out=least)
+        first, second = np.nonzero(near)
+        similarity = least[first, second]
+        first, second = first + rows.start, second + columns.start
+        upper = first < second
+        found.append((first[upper], second[upper], similarity[upper]))
+        total += int(upper.sum())
+        if total > MOST_PAIRS:
+            thresholds = ", ".join(f"{each.threshold:g}" for each in features)
+            raise InputError(f"more than {MOST_PAIRS:,} pairs of images are as similar as {thresholds}; raise it")
+    pairs = [
+        Pair(int(first), int(second), NEAR, float(similarity))
+        for part in found
+        for first, second, similarity in zip(*part, strict=True)
+    ]
+    return sorted(pairs, key=lambda pair: (-pair.similarity, pair.first, pair.second))
+
+
+def _blocks(count: int, block: int) -> Iterator[tuple[slice, slice]]:
+    """Those of the upper triangle of a matrix."""
+    starts = range(0, count, block)
+    for row in starts:
+        for column in starts:
+            if column >= row:
+                yield slice(row, min(row + block, count)), slice(column, min(column + block, count))
+
+
+def _cosines(features: Features, rows: slice, columns: slice) -> np.ndarray:
+    cosines = features.vectors[rows] @ features.vectors[columns].T
+    if features.mirrored is not None:
+        np.maximum(cosines, features.vectors[rows] @ features.mirrored[columns].T, out=cosines)
+    return cosines
