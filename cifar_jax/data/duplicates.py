@@ -16,8 +16,9 @@ from cifar_jax.errors import InputError
 THUMBNAIL = 8  # pixels a side of what images are compared by
 BLOCK = 2048  # rows of a matrix product: 16 MB of cosines
 MOST_PAIRS = 1_000_000  # a threshold that gives more does not separate anything
-THUMBNAIL_COSINE = 0.95  # from which on two images are near duplicates; docs/label_audit.md says what was measured
-EMBEDDING_COSINE = 0.9  # which must be reached too, where there are embeddings
+# The cosine of thumbnails from which on two images are near duplicates: alone, and where other features must agree.
+# docs/label_audit.md says what was measured.
+ALONE, TOGETHER = 0.97, 0.92
 EXACT, NEAR = "exact", "near"
 
 
@@ -39,6 +40,11 @@ class Features:
     threshold: float
     mirrored: np.ndarray | None = None  # those of the mirror images, where a mirror image is a duplicate too
 
+    def of(self, places: np.ndarray) -> "Features":
+        """Those of some of the images."""
+        mirrored = None if self.mirrored is None else self.mirrored[places]
+        return Features(self.vectors[places], self.threshold, mirrored)
+
 
 def image_digests(images: np.ndarray) -> list[bytes]:
     """The sha256 of the pixels of each image uint8 [N, H, W, C]."""
@@ -52,37 +58,37 @@ def exact_groups(images: np.ndarray) -> np.ndarray:
 
 
 def find_duplicates(
-    images: np.ndarray,
-    embeddings: np.ndarray | None = None,
-    *,
-    thumbnail_cosine: float = THUMBNAIL_COSINE,
-    embedding_cosine: float = EMBEDDING_COSINE,
+    images: np.ndarray, others: Sequence[Features] = (), *, thumbnail_cosine: float | None = None
 ) -> list[Pair]:
     """The exact and then the near duplicates among images uint8 [N, H, W, C], the most similar first.
 
-    Several splits are searched together by concatenating their images. A mirror image is a near duplicate. Of equal
-    images the first stands for all: each other one is in one pair with it, and in no pair of near duplicates.
-    embeddings: float [N, D], of a model that has learnt what images have in common; without them thumbnails decide.
+    Several splits are searched together by concatenating their images. Near duplicates are alike in their thumbnails,
+    or in one and the mirrored other, and in all the other features of the N images that are given. Of equal images the
+    first stands for all: each other one is in one pair with it, and in no pair of near duplicates. thumbnail_cosine:
+    ALONE or TOGETHER if not given.
 
     Raises InputError on a threshold outside 0..1, or one that more than a million pairs reach.
     """
-    for name, value in (("thumbnail_cosine", thumbnail_cosine), ("embedding_cosine", embedding_cosine)):
-        if not 0 < value <= 1:
-            raise InputError(
-                f"{name} is {value}; a cosine from which on images are duplicates is above 0 and at most 1"
-            )
+    check_cosines(thumbnail_cosine=thumbnail_cosine)
+    if thumbnail_cosine is None:
+        thumbnail_cosine = TOGETHER if others else ALONE
     groups = exact_groups(images)
     copies = np.flatnonzero(groups != np.arange(len(images)))
     exact = [Pair(int(groups[place]), int(place), EXACT, 1.0) for place in copies]
     single = np.flatnonzero(groups == np.arange(len(images)))
     small = thumbnails(images)[single]
-    features = [Features(small, thumbnail_cosine, mirror(small))]
-    if embeddings is not None:
-        features.append(Features(unit_vectors(embeddings)[single], embedding_cosine))
+    features = [Features(small, thumbnail_cosine, mirror(small)), *(each.of(single) for each in others)]
     near = [
         Pair(int(single[pair.first]), int(single[pair.second]), NEAR, pair.similarity) for pair in near_pairs(features)
     ]
     return exact + near
+
+
+def check_cosines(**cosines: float | None) -> None:
+    """Raises InputError on one that two images cannot have, or that all of them may."""
+    for name, value in cosines.items():
+        if value is not None and not 0 < value <= 1:
+            raise InputError(f"{name} is {value}; the cosine of two duplicates is above 0 and at most 1")
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:
@@ -111,6 +117,12 @@ def thumbnails(images: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
 def mirror(vectors: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
     """The thumbnails of the mirror images."""
     return vectors.reshape(len(vectors), side, side, -1)[:, :, ::-1].reshape(vectors.shape)
+
+
+def shifted(images: np.ndarray, pixels: int = 1) -> np.ndarray:
+    """The images uint8 [N, H, W, C] moved right and down; the border is repeated. Near duplicates by construction."""
+    padded = np.pad(images, ((0, 0), (pixels, 0), (pixels, 0), (0, 0)), mode="edge")
+    return padded[:, : images.shape[1], : images.shape[2]]
 
 
 def _averages(size: int, side: int) -> np.ndarray:
@@ -148,7 +160,7 @@ def near_pairs(features: Sequence[Features], block: int = BLOCK) -> list[Pair]:
         total += int(upper.sum())
         if total > MOST_PAIRS:
             thresholds = ", ".join(f"{each.threshold:g}" for each in features)
-            raise InputError(f"more than {MOST_PAIRS:,} pairs of images are as similar as {thresholds}; raise it")
+            raise InputError(f"more than {MOST_PAIRS:,} pairs of images are as similar as {thresholds}; raise a cosine")
     pairs = [
         Pair(int(first), int(second), NEAR, float(similarity))
         for part in found

@@ -9,19 +9,20 @@ audit.html         the galleries
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cifar_jax.data import arrays
-from cifar_jax.data.duplicates import EMBEDDING_COSINE, THUMBNAIL_COSINE, Pair, find_duplicates
+from cifar_jax.data.duplicates import ALONE, TOGETHER, Pair, check_cosines, find_duplicates
 from cifar_jax.data.load import image_files, load_splits
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import differences
 from cifar_jax.reports.audit_accuracy import Accuracy, accuracies, has_copy
 from cifar_jax.reports.audit_labels import Judged, check_library, judge
-from cifar_jax.reports.audit_models import ask_models, folds_of, recipe_of_folds, train_models
+from cifar_jax.reports.audit_models import ask_models, embed_images, folds_of, recipe_of_folds, train_models
 from cifar_jax.reports.audit_page import audit_page
 from cifar_jax.reports.audit_result import Audit
 from cifar_jax.reports.audit_tables import DUPLICATES, LABELS, duplicate_rows, label_rows, written
@@ -43,8 +44,8 @@ def audit(
     test: bool = True,
     data: Mapping[str, Any] | None = None,
     data_dir: str | Path | None = None,
-    thumbnail_cosine: float = THUMBNAIL_COSINE,
-    embedding_cosine: float = EMBEDDING_COSINE,
+    thumbnail_cosine: float | None = None,
+    embedding_cosine: float | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     **functions: Any,
@@ -58,11 +59,14 @@ def audit(
 
     recipe: a recipe, or the file of one. folder: audits/<recipe> if the recipe is a file. The same call continues an
     audit that was interrupted. test: whether the test split is audited too; nothing is chosen by it. data: as for
-    `fit`. functions: model=..., loss=... as for `fit`.
+    `fit`. thumbnail_cosine, embedding_cosine: from which on two images are near duplicates; both must be reached, and
+    that of the embeddings is measured if it is not given (`audit_models.embed_images`). functions: model=..., loss=...
+    as for `fit`.
 
     Raises InputError where a library is missing, the folder holds another audit, or the data cannot be divided.
     """
     check_library()
+    check_cosines(thumbnail_cosine=thumbnail_cosine, embedding_cosine=embedding_cosine)
     if unknown := sorted(functions.keys() - set(FUNCTIONS)):
         raise TypeError(f"audit takes no argument {unknown[0]!r}")
     recipe, place = _recipe_and_folder(recipe, folder)
@@ -77,14 +81,16 @@ def audit(
         options: dict[str, Any] = {"seed": recipe.data.seed, "functions": given}
         runs = train_models(recipe, place, train, fold_of, callbacks=callbacks, progress=progress, **options)
         said = ask_models([run.classifier for run in runs], train, fold_of, others)
-        judged = {name: judge(split.labels, said[name].probabilities) for name, split in splits.items()}
-        images = np.concatenate([split.images for split in splits.values()])
-        embedded = [said[name].embeddings for name in splits]
-        embeddings = None if any(part is None for part in embedded) else np.concatenate(embedded)  # type: ignore[arg-type]
+        judged = {name: judge(split.labels, said[name]) for name, split in splits.items()}
         files = image_files(recipe.data, splits, progress) if data is None else {}
-        cosines = {"thumbnail_cosine": thumbnail_cosine, "embedding_cosine": embedding_cosine}
-        pairs = find_duplicates(images, embeddings, **cosines)
+        images = np.concatenate([split.images for split in splits.values()])
+        embedded = embed_images(runs[0].classifier, images, len(train.labels))
+        if embedded and embedding_cosine is not None:
+            embedded = replace(embedded, threshold=embedding_cosine)
+        cosine = thumbnail_cosine or (TOGETHER if embedded else ALONE)
+        pairs = find_duplicates(images, [embedded] if embedded else [], thumbnail_cosine=cosine)
         found = Audit(place, splits, judged, fold_of, pairs, measured(splits, judged, pairs), files)
+        cosines = {"thumbnail_cosine": cosine, "embedding_cosine": embedded.threshold if embedded else None}
         write(found, {**record, **cosines})
     return found
 

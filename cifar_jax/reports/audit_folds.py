@@ -18,6 +18,8 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int, 
     """
     if folds < FEWEST_FOLDS:
         raise InputError(f"folds is {folds}; out-of-fold probabilities need at least {FEWEST_FOLDS}")
+    if folds > len(labels):
+        raise InputError(f"folds is {folds}, and there are {len(labels)} training images; choose fewer folds")
     check_seed(seed)
     _, first, group_of, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
     shuffled = np.random.RandomState(seed).permutation(len(sizes))  # its stream is promised never to change
@@ -37,9 +39,9 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int, 
         present = np.unique(fold_of[labels == label])
         if len(present) < 2:
             count = int((labels == label).sum())
+            own = "1 training image, which stands" if count == 1 else f"{count} training images, which all stand"
             raise InputError(
-                f"class '{classes[label]}' has {count} training {'image' if count == 1 else 'images, copies of one'},"
-                " which all stand in one fold; a class needs at least two different images"
+                f"class '{classes[label]}' has {own} in one fold; a class needs at least two different images"
             )
     return fold_of
 

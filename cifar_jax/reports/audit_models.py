@@ -1,14 +1,13 @@
 """What an audit trains: a model for each fold, and what the models say about images that they were not trained on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cifar_jax.data import arrays
-from cifar_jax.data.duplicates import exact_groups, unit_vectors
+from cifar_jax.data.duplicates import Features, exact_groups, shifted, unit_vectors
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import override
 from cifar_jax.reports.audit_folds import assign_folds, training_indices
@@ -20,18 +19,8 @@ from cifar_jax.runs.light import lighten
 from cifar_jax.runs.workdir import Run
 from cifar_jax.training.objectives import objective_of
 
-
-@dataclass(frozen=True)
-class Said:
-    """What the models of the folds say about a split.
-
-    The probabilities of a training image are those of the one model that was not trained on it; of another image they
-    are the mean over all models. The embeddings are those of all models side by side, so that a cosine of two images is
-    the mean of the models' cosines; None where the model has no module `head`.
-    """
-
-    probabilities: np.ndarray  # float32 [N, classes]
-    embeddings: np.ndarray | None  # float32 [N, folds * D], of length 1
+ALTERED = 500  # training images whose altered copies tell how near a near duplicate is
+PASSED = 0.95  # the share of them that are near enough
 
 
 def folds_of(train: arrays.Split, folds: int, seed: int) -> np.ndarray:
@@ -84,23 +73,40 @@ def train_models(
 
 def ask_models(
     models: Sequence[Classifier], train: arrays.Split, fold_of: np.ndarray, others: Mapping[str, arrays.Split]
-) -> dict[str, Said]:
-    """What the models say about "train" and the other splits."""
-    said = {}
-    probabilities = np.zeros((len(train.labels), len(train.classes)), np.float32)
+) -> dict[str, np.ndarray]:
+    """The probabilities float32 [N, classes] of "train" and the other splits.
+
+    Those of a training image are by the one model that was not trained on it; those of another image are the mean over
+    all models.
+    """
+    own = np.zeros((len(train.labels), len(train.classes)), np.float32)
     for fold, model in enumerate(models):
-        probabilities[fold_of == fold] = model.probabilities(train.images[fold_of == fold])
-    said["train"] = Said(probabilities, embeddings(models, train.images))
+        own[fold_of == fold] = model.probabilities(train.images[fold_of == fold])
+    said = {"train": own}
     for name, split in others.items():
-        means = np.mean([model.probabilities(split.images) for model in models], axis=0)
-        said[name] = Said(means.astype(np.float32), embeddings(models, split.images))
+        said[name] = np.mean([model.probabilities(split.images) for model in models], axis=0).astype(np.float32)
     return said
 
 
-def embeddings(models: Sequence[Classifier], images: np.ndarray) -> np.ndarray | None:
-    """As in `Said`."""
+def embed_images(model: Classifier, images: np.ndarray, train_count: int) -> Features | None:
+    """The embeddings of all images by one model, the training images first; None where it has no module `head`.
+
+    An embedding is that of the image and its mirror image together, less its mean over the training images: the parts
+    that all images share would make all cosines large. How large a cosine is differs from model to model, so the
+    threshold is measured: PASSED of the copies of training images that are shifted by one pixel are nearer to their
+    image.
+    """
+    chosen = np.sort(np.random.RandomState(0).permutation(train_count)[:ALTERED])
     try:
-        parts = [unit_vectors(model.embeddings(images)) for model in models]
+        found, altered = _both_views(model, images), _both_views(model, shifted(images[chosen]))
     except InputError:  # no head
         return None
-    return np.concatenate(parts, -1) / np.float32(np.sqrt(len(parts)))
+    mean = found[:train_count].mean(0)
+    vectors, copies = unit_vectors(found - mean), unit_vectors(altered - mean)
+    cosines = (vectors[chosen] * copies).sum(-1)
+    threshold = float(np.clip(np.quantile(cosines, 1 - PASSED), 1e-3, 1.0))
+    return Features(vectors, threshold)
+
+
+def _both_views(model: Classifier, images: np.ndarray) -> np.ndarray:
+    return model.embeddings(images) + model.embeddings(np.ascontiguousarray(images[:, :, ::-1]))

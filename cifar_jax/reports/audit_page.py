@@ -52,18 +52,17 @@ def summary(found: Audit) -> list[tuple[str, str]]:
         count, total = int(judged.doubtful.sum()), len(judged.labels)
         lines.append((f"doubtful, {name}", f"{count:,} of {total:,} labels ({count / total:.1%})"))
     for name, count in found.figures()["duplicates"].items():
-        lines.append((name, f"{count:,} {'pair' if count == 1 else 'pairs'}"))
+        lines.append((name.replace(",", " duplicates"), f"{count:,} {'pair' if count == 1 else 'pairs'}"))
     return lines
 
 
 def accuracy_table(found: Audit) -> Table:
-    by = {"train": "train, each image by the model that has not seen it"}
     rows = tuple(
-        (by.get(row.split, f"{row.split}, by all models"), row.images, f"{row.count:,}",
-         f"{row.value:.2%}" if row.count else "none")
+        (f"{row.split}, {row.images}", f"{row.count:,}", f"{row.value:.2%}" if row.count else "none")
         for row in found.accuracies
-    )  # fmt: skip
-    return Table("Accuracy: whose predictions, of which images", ("split", "which", "images", "accuracy"), rows)
+    )
+    title = "Accuracy: on train of the model that has not seen the image, elsewhere of the mean of all models"
+    return Table(title, ("", "images", "accuracy"), rows)
 
 
 def split_part(found: Audit, name: str) -> SplitPart:

@@ -13,7 +13,7 @@ from cifar_jax.reports.audit_accuracy import Accuracy
 from cifar_jax.reports.audit_labels import Judged
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
     """What an audit found. Places of duplicates count through all splits in their order, "train" first."""
 
@@ -54,7 +54,7 @@ class Audit:
             "accuracies": [{**asdict(row), "accuracy": row.value if row.count else None} for row in self.accuracies],
         }
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         found = self.figures()
         doubtful = [
             f"{count:,} of {len(self.data[name].labels):,} in {name}" for name, count in found["doubtful"].items()
