@@ -122,9 +122,14 @@ def audited(recipe: Any, splits: dict[str, Any], kind: str, options: argparse.Na
             float((judged.suggested == np.array([true[image.tobytes()] for image in noisy.images])).mean()), 4
         ),
         "doubtful": precision_and_recall(judged.doubtful, wrong),
-        f"ranking_precision_at_recall_{RECALL}": round(precision_at(judged.ranked, wrong, RECALL), 4),
-        "other_filters": other_filters(judged, wrong),
-        "other_scores": other_scores(judged, wrong),
+        f"precision_at_recall_{RECALL}": round(precision_at(judged.ranked, wrong, RECALL), 4),
+        "precision_of_the_first": {
+            count: round(float(wrong[judged.ranked[:count]].mean()), 4)
+            for count in (100, 500, 1000)
+            if count < len(wrong)
+        },
+        "filters": filters(judged, wrong),
+        "scores": scores(judged, wrong),
     }
 
 
@@ -142,26 +147,29 @@ def precision_at(ranked: np.ndarray, wrong: np.ndarray, recall: float) -> float:
     return float(hits[length - 1] / length)
 
 
-def other_filters(judged: Any, wrong: np.ndarray) -> dict[str, Any]:
-    """What cleanlab's other choices would have called doubtful."""
+def filters(judged: Any, wrong: np.ndarray) -> dict[str, Any]:
+    """What each of cleanlab's ways would call doubtful; one of them is the audit's."""
     from cleanlab.filter import find_label_issues
 
-    names = ("prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "low_self_confidence")
+    names = (
+        "low_self_confidence", "low_normalized_margin", "prune_by_noise_rate", "prune_by_class", "both",
+        "confident_learning", "predicted_neq_given",
+    )  # fmt: skip
     wide = judged.probabilities.astype(np.float64)
     wide /= wide.sum(-1, keepdims=True)
     choose = lambda name: find_label_issues(judged.labels, wide, filter_by=name, n_jobs=1)
     return {name: precision_and_recall(choose(name), wrong) for name in names}
 
 
-def other_scores(judged: Any, wrong: np.ndarray) -> dict[str, float]:
-    """The precision at RECALL of cleanlab's scores."""
+def scores(judged: Any, wrong: np.ndarray) -> dict[str, float]:
+    """The precision at RECALL of the rankings by cleanlab's scores; one of them is the audit's."""
     from cleanlab.rank import get_label_quality_scores
 
-    scores = {}
+    found = {}
     for name in ("self_confidence", "normalized_margin", "confidence_weighted_entropy"):
         quality = get_label_quality_scores(judged.labels, judged.probabilities.astype(np.float64), method=name)
-        scores[name] = round(precision_at(np.argsort(quality, kind="stable"), wrong, RECALL), 4)
-    return scores
+        found[name] = round(precision_at(np.argsort(quality, kind="stable"), wrong, RECALL), 4)
+    return found
 
 
 if __name__ == "__main__":

@@ -39,9 +39,9 @@ def assign_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int, 
         present = np.unique(fold_of[labels == label])
         if len(present) < 2:
             count = int((labels == label).sum())
-            own = "1 training image, which stands" if count == 1 else f"{count} training images, which all stand"
+            stands = "1 training image, which stands" if count == 1 else f"{count} training images, which all stand"
             raise InputError(
-                f"class '{classes[label]}' has {own} in one fold; a class needs at least two different images"
+                f"class '{classes[label]}' has {stands} in one fold; a class needs at least two different images"
             )
     return fold_of
 

@@ -6,10 +6,10 @@ import numpy as np
 
 from cifar_jax.errors import InputError
 
-# cleanlab's name of how the doubtful labels are chosen; docs/label_audit.md compares it with the others. The number of
-# errors is estimated by the confident joint; so many labels of the lowest quality are doubtful.
-FILTER = "low_normalized_margin"
-SCORE = "normalized_margin"
+# cleanlab's names. The confident joint estimates the number of errors; so many labels of the lowest quality are
+# doubtful. docs/label_audit.md compares them with the others.
+FILTER = "low_self_confidence"
+SCORE = "self_confidence"
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Judged:
 
     labels: np.ndarray  # int32 [N]
     probabilities: np.ndarray  # float32 [N, classes]
-    quality: np.ndarray  # float64 [N], in 0..1, of the label: (1 + its probability - the largest other one) / 2
+    quality: np.ndarray  # float64 [N], of the label: the probability of its class
     doubtful: np.ndarray  # bool [N]
 
     @property
