@@ -1,8 +1,8 @@
 """Equal and nearly equal images, in one array or across several. NumPy only; nothing is read or written.
 
-Two images are exact duplicates where all their pixels are equal. They are near duplicates where the cosine of their
-features exceeds a threshold, in each of the feature arrays that are given: `thumbnails` of the pixels, and where there
-is a trained model also its embeddings. Neither is enough alone; docs/label_audit.md says what was measured.
+Two images are exact duplicates where all their pixels are equal. They are near duplicates where they agree in their
+`thumbnails`, in their `details`, and where there is a trained model also in its embeddings: the cosine of each must
+reach a threshold. None of them is enough alone; docs/label_audit.md says what was measured.
 """
 
 import hashlib
@@ -19,6 +19,8 @@ MOST_PAIRS = 1_000_000  # a threshold that gives more does not separate anything
 # The cosine of thumbnails from which on two images are near duplicates: alone, and where other features must agree.
 # docs/label_audit.md says what was measured.
 ALONE, TOGETHER = 0.97, 0.92
+FINE, COARSE = 16, 4  # pixels a side: details are what images have at FINE and not at COARSE
+DETAIL_COSINE = 0.7
 EXACT, NEAR = "exact", "near"
 
 
@@ -62,10 +64,10 @@ def find_duplicates(
 ) -> list[Pair]:
     """The exact and then the near duplicates among images uint8 [N, H, W, C], the most similar first.
 
-    Several splits are searched together by concatenating their images. Near duplicates are alike in their thumbnails,
-    or in one and the mirrored other, and in all the other features of the N images that are given. Of equal images the
-    first stands for all: each other one is in one pair with it, and in no pair of near duplicates. thumbnail_cosine:
-    ALONE or TOGETHER if not given.
+    Several splits are searched together by concatenating their images. Near duplicates are alike in thumbnails and
+    details, one of them mirrored or not, and in all the other features of the N images that are given. Of equal images
+    the first stands for all: each other one is in one pair with it, and in no pair of near duplicates.
+    thumbnail_cosine: ALONE or TOGETHER if not given.
 
     Raises InputError on a threshold outside 0..1, or one that more than a million pairs reach.
     """
@@ -78,8 +80,15 @@ def find_duplicates(
     single = np.flatnonzero(groups == np.arange(len(images)))
     small = thumbnails(images)[single]
     features = [Features(small, thumbnail_cosine, mirror(small)), *(each.of(single) for each in others)]
+    found = near_pairs(features)
+    if not found:
+        return exact
+    firsts, seconds = (single[[getattr(pair, side) for pair in found]] for side in ("first", "second"))
+    cosines = detail_cosines(images, firsts, seconds)
     near = [
-        Pair(int(single[pair.first]), int(single[pair.second]), NEAR, pair.similarity) for pair in near_pairs(features)
+        Pair(int(first), int(second), NEAR, pair.similarity)
+        for pair, first, second, cosine in zip(found, firsts, seconds, cosines, strict=True)
+        if cosine >= DETAIL_COSINE
     ]
     return exact + near
 
@@ -103,15 +112,43 @@ def thumbnails(images: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
 
     The cosine of two of them is the correlation of the reduced images, which brightness and contrast do not change.
     """
-    count, height, width, channels = images.shape
-    rows, columns = _averages(height, side), _averages(width, side)
-    reduced = np.zeros((count, side, side, channels), np.float32)
-    for start in range(0, count, BLOCK):
-        block = images[start : start + BLOCK].astype(np.float32)
-        reduced[start : start + BLOCK] = np.einsum("sh,nhwc,tw->nstc", rows, block, columns, optimize=True)
+    reduced, count = _reduced(images, side), len(images)
     centred = reduced - reduced.mean((1, 2), keepdims=True)
     centred[np.abs(centred).max((1, 2, 3)) < 0.5] = 0  # half a level of 255: an image of one colour has no direction
     return unit_vectors(centred.reshape(count, -1))
+
+
+def details(images: np.ndarray) -> np.ndarray:
+    """What images uint8 [N, H, W, C] have at FINE pixels a side and not at COARSE, as unit vectors float32 [N, D].
+
+    Ships on the same sea have equal thumbnails, and other details.
+    """
+    fine, coarse = _reduced(images, FINE), _reduced(images, COARSE)
+    repeated = coarse.repeat(FINE // COARSE, 1).repeat(FINE // COARSE, 2)
+    return unit_vectors((fine - repeated).reshape(len(images), -1))
+
+
+def detail_cosines(images: np.ndarray, firsts: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """The cosine of the details of each pair of places, or of one and the mirrored other if that is larger."""
+    places, where = np.unique(np.concatenate([firsts, seconds]), return_inverse=True)
+    plain = details(images[places])
+    mirrored = mirror(plain, FINE)
+    first, second = np.split(where, 2)
+    cosines = np.zeros(len(firsts), np.float32)
+    for start in range(0, len(firsts), BLOCK):
+        own, others = plain[first[start : start + BLOCK]], second[start : start + BLOCK]
+        cosines[start : start + BLOCK] = np.maximum((own * plain[others]).sum(-1), (own * mirrored[others]).sum(-1))
+    return cosines
+
+
+def _reduced(images: np.ndarray, side: int) -> np.ndarray:
+    """Averages over a grid of side x side, float32 [N, side, side, C]."""
+    rows, columns = _averages(images.shape[1], side), _averages(images.shape[2], side)
+    reduced = np.zeros((len(images), side, side, images.shape[3]), np.float32)
+    for start in range(0, len(images), BLOCK):
+        block = images[start : start + BLOCK].astype(np.float32)
+        reduced[start : start + BLOCK] = np.einsum("sh,nhwc,tw->nstc", rows, block, columns, optimize=True)
+    return reduced
 
 
 def mirror(vectors: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:

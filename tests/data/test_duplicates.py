@@ -112,3 +112,23 @@ def test_too_many_pairs_are_refused(monkeypatch):
     same = Features(np.ones((6, 1), np.float32), 0.5)
     with pytest.raises(cj.InputError, match=r"more than 10 pairs of images are as similar as 0.5; raise a cosine"):
         near_pairs([same])
+
+
+def test_details_tell_images_apart_that_thumbnails_do_not():
+    """A bright sky over a dark sea, with another small thing on each."""
+    images = np.full((6, 32, 32, 3), 60, np.uint8)
+    images[:, :16] = 200
+    random = np.random.RandomState(0)
+    for image in images[:5]:
+        image[12:20, 10:22] = np.clip(image[12:20, 10:22] + random.randint(-50, 50, (8, 12, 1)), 0, 255)
+    images[5] = images[0] * 0.8
+    small = thumbnails(images)
+    assert (small @ small.T).min() > ALONE
+    assert places(find_duplicates(images)) == [(0, 5, NEAR)]
+
+
+def test_details_of_mirror_images_are_equal():
+    images = smooth(5)
+    pairs = np.arange(5), np.arange(5, 10)
+    both = np.concatenate([images, images[:, :, ::-1]])
+    np.testing.assert_allclose(duplicates.detail_cosines(both, *pairs), 1, rtol=1e-5)
