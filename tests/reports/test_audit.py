@@ -22,7 +22,7 @@ from tests import made
 from tests.reports.test_report import Page
 
 CLASSES = ("a", "b", "c")
-FOLDS = 3
+FOLDS, COUNT = 3, 150
 
 
 # --- folds ---
@@ -87,13 +87,13 @@ def test_accuracy_is_of_the_images_that_are_named():
 
 
 def flawed():
-    """12 flipped labels of 240; an equal pair with one label, and a test image that mirrors a training image."""
-    train, test = made.split(240, seed=0, size=16), made.split(40, seed=1, size=16)
+    """10 flipped labels of COUNT; an equal pair with one label, and a test image that mirrors a training image."""
+    train, test = made.split(COUNT, seed=0, size=16), made.split(40, seed=1, size=16)
     random = np.random.RandomState(3)
     labels, images = train.labels.copy(), train.images.copy()
-    wrong = random.permutation(240)[:12]
-    labels[wrong] = (labels[wrong] + random.randint(1, 4, 12)) % 4
-    kept = np.setdiff1d(np.arange(240), wrong)
+    wrong = random.permutation(COUNT)[:10]
+    labels[wrong] = (labels[wrong] + random.randint(1, 4, 10)) % 4
+    kept = np.setdiff1d(np.arange(COUNT), wrong)
     first, second = kept[labels[kept] == 0][:2]
     images[second] = images[first]
     test_images = test.images.copy()
@@ -106,7 +106,7 @@ def flawed():
 
 
 DATA, WRONG = flawed()
-RECIPE = made.recipe({"epochs": 16})
+RECIPE = made.recipe({"epochs": 12})
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +124,10 @@ def rows_of(path):
 def test_flipped_labels_are_found(found):
     judged, images = found.labels["train"], DATA["train"].images
     doubtful = {images[place].tobytes() for place in np.flatnonzero(judged.doubtful)}
-    assert len(doubtful & WRONG) >= 8
+    assert len(doubtful & WRONG) >= 7
     assert len(doubtful - WRONG) <= 8
     ranked = [image.tobytes() in WRONG for image in images[judged.ranked]]
-    assert sum(ranked[:12]) >= 8
+    assert sum(ranked[:10]) >= 5  # 0.7 by chance
     assert not judged.correct[judged.doubtful].any()
 
 
@@ -167,9 +167,9 @@ def test_duplicates_are_found_within_and_across_splits(found):
 
 def test_the_files_say_what_was_found(found):
     rows = rows_of(found.folder / "labels.csv")
-    assert len(rows) == 280
+    assert len(rows) == COUNT + 40
     train = [row for row in rows if row["split"] == "train"]
-    assert sorted(int(row["index"]) for row in train) == list(range(240))
+    assert sorted(int(row["index"]) for row in train) == list(range(COUNT))
     assert [float(row["quality"]) for row in train] == sorted(float(row["quality"]) for row in train)
     judged = found.labels["train"]
     for row in train:
@@ -218,7 +218,7 @@ def test_the_same_call_trains_nothing(found):
 
 
 def test_folds_share_their_programs(tmp_path):
-    """Folds of 80, 80 and 79 images: only the first one compiles its epochs."""
+    """Folds of 50, 50 and 49 images: only the first one compiles its epochs."""
     pytest.importorskip("cleanlab")
     compiled, marks = [], []
 
@@ -245,7 +245,7 @@ def test_an_interrupted_audit_goes_on(found, tmp_path):
 
     def interrupt(event):
         workdirs.append(event.workdir.name)
-        if event.workdir.name == "1" and event.step >= 40:
+        if event.workdir.name == "1" and event.step >= 24:
             raise KeyboardInterrupt
 
     call = lambda **options: cj.audit(RECIPE, tmp_path / "a", folds=FOLDS, data=DATA, progress=False, **options)
@@ -268,10 +268,10 @@ def test_an_interrupted_audit_goes_on(found, tmp_path):
     ("changes", "answer"),
     [
         ({"folds": 4}, "holds another audit (folds: 3 -> 4); name another folder"),
-        ({"recipe": made.recipe({"epochs": 2})}, "holds another audit (recipe.epochs: 16 -> 2); name another folder"),
+        ({"recipe": made.recipe({"epochs": 2})}, "holds another audit (recipe.epochs: 12 -> 2); name another folder"),
         ({"data": {"train": made.split(60, size=16)}}, "an audit of other training images or labels"),
         ({"folds": 1}, "folds is 1"),
-        ({"folds": 300}, "folds is 300, and there are 240 training images"),
+        ({"folds": 300}, "folds is 300, and there are 150 training images"),
         ({"folder": None}, "an audit needs a folder; give folder='audits/NAME'"),
         ({"thumbnail_cosine": 0.0}, "thumbnail_cosine is 0.0; the cosine of two duplicates is above 0"),
         ({"embedding_cosine": 2.0}, "embedding_cosine is 2.0; the cosine of two duplicates is above 0"),
