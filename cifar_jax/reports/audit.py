@@ -26,6 +26,7 @@ from cifar_jax.reports.audit_models import ask_models, embed_images, folds_of, r
 from cifar_jax.reports.audit_page import audit_page
 from cifar_jax.reports.audit_result import Audit
 from cifar_jax.reports.audit_tables import DUPLICATES, LABELS, duplicate_rows, label_rows, written
+from cifar_jax.runs.classifier import Classifier
 from cifar_jax.runs.events import Callback
 from cifar_jax.runs.files import read_json, unsealed, write_arrays, write_bytes, write_sealed
 from cifar_jax.runs.fit import FUNCTIONS
@@ -74,25 +75,32 @@ def audit(
     recipe = recipe_of_folds(recipe, given)
     splits = arrays.splits(data) if data is not None else load_splits(recipe.data, test, data_dir, progress)
     splits = {name: splits[name] for name in arrays.SPLITS if name in splits and (test or name != "test")}
-    train, others = splits["train"], {name: split for name, split in splits.items() if name != "train"}
+    train = splits["train"]
     fold_of = folds_of(train, folds, recipe.data.seed)
     with locked(place):
         record = claim(place, recipe, folds, splits)
-        options: dict[str, Any] = {"seed": recipe.data.seed, "functions": given}
-        runs = train_models(recipe, place, train, fold_of, callbacks=callbacks, progress=progress, **options)
-        said = ask_models([run.classifier for run in runs], train, fold_of, others)
+        options: dict[str, Any] = {"functions": given, "callbacks": callbacks, "progress": progress}
+        runs = train_models(recipe, place, train, fold_of, seed=recipe.data.seed, **options)
+        said = ask_models([run.classifier for run in runs], splits, fold_of)
         judged = {name: judge(split.labels, said[name]) for name, split in splits.items()}
         files = image_files(recipe.data, splits, progress) if data is None else {}
-        images = np.concatenate([split.images for split in splits.values()])
-        embedded = embed_images(runs[0].classifier, images, len(train.labels))
-        if embedded and embedding_cosine is not None:
-            embedded = replace(embedded, threshold=embedding_cosine)
-        cosine = thumbnail_cosine or (TOGETHER if embedded else ALONE)
-        pairs = find_duplicates(images, [embedded] if embedded else [], thumbnail_cosine=cosine)
+        pairs, cosines = _duplicates(runs[0].classifier, splits, thumbnail_cosine, embedding_cosine)
         found = Audit(place, splits, judged, fold_of, pairs, measured(splits, judged, pairs), files)
-        cosines = {"thumbnail_cosine": cosine, "embedding_cosine": embedded.threshold if embedded else None}
         write(found, {**record, **cosines})
     return found
+
+
+def _duplicates(
+    model: Classifier, splits: Mapping[str, arrays.Split], thumbnail: float | None, embedding: float | None
+) -> tuple[list[Pair], dict[str, float | None]]:
+    """The duplicates among all images, and the cosines from which on two are near; None is chosen here."""
+    images = np.concatenate([split.images for split in splits.values()])
+    embedded = embed_images(model, images, len(splits["train"].labels))
+    if embedded and embedding is not None:
+        embedded = replace(embedded, threshold=embedding)
+    cosine = thumbnail or (TOGETHER if embedded else ALONE)
+    pairs = find_duplicates(images, [embedded] if embedded else [], thumbnail_cosine=cosine)
+    return pairs, {"thumbnail_cosine": cosine, "embedding_cosine": embedded.threshold if embedded else None}
 
 
 def _recipe_and_folder(recipe: Any, folder: str | Path | None) -> tuple[Any, Path]:

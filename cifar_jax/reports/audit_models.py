@@ -72,19 +72,21 @@ def train_models(
 
 
 def ask_models(
-    models: Sequence[Classifier], train: arrays.Split, fold_of: np.ndarray, others: Mapping[str, arrays.Split]
+    models: Sequence[Classifier], splits: Mapping[str, arrays.Split], fold_of: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The probabilities float32 [N, classes] of "train" and the other splits.
+    """The probabilities float32 [N, classes] of each split.
 
     Those of a training image are by the one model that was not trained on it; those of another image are the mean over
     all models.
     """
-    own = np.zeros((len(train.labels), len(train.classes)), np.float32)
-    for fold, model in enumerate(models):
-        own[fold_of == fold] = model.probabilities(train.images[fold_of == fold])
-    said = {"train": own}
-    for name, split in others.items():
-        said[name] = np.mean([model.probabilities(split.images) for model in models], axis=0).astype(np.float32)
+    said = {}
+    for name, split in splits.items():
+        if name != "train":
+            said[name] = np.mean([model.probabilities(split.images) for model in models], axis=0).astype(np.float32)
+            continue
+        said[name] = np.zeros((len(split.labels), len(split.classes)), np.float32)
+        for fold, model in enumerate(models):
+            said[name][fold_of == fold] = model.probabilities(split.images[fold_of == fold])
     return said
 
 
