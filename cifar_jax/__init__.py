@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cifar_jax.models.kernels import forward_mode
     from cifar_jax.process import prepare_process
     from cifar_jax.recipe import override
+    from cifar_jax.reports.audit import audit
     from cifar_jax.reports.report import report
     from cifar_jax.runs.calibrate import calibrate, choose_threshold
     from cifar_jax.runs.classifier import Classifier
@@ -46,6 +47,7 @@ MODULES = {
     "Run": "runs.workdir",
     "Split": "data.arrays",
     "ablate": "studies.sweep",
+    "audit": "reports.audit",
     "build_index": "inference.similar",
     "calibrate": "runs.calibrate",
     "choose_threshold": "runs.calibrate",
@@ -76,6 +78,7 @@ __all__ = [
     "Run",
     "Split",
     "ablate",
+    "audit",
     "build_index",
     "calibrate",
     "choose_threshold",

@@ -22,7 +22,7 @@ PACKAGES: dict[str, list[str]] = {
         "gradients", "objectives", "selection", "averaging", "step", "corruptions", "metrics", "evaluation", "check",
     ],
     "data": [
-        "source", "download", "cifar", "digits", "store", "check", "arrays", "decoding",
+        "source", "download", "cifar", "digits", "store", "check", "arrays", "duplicates", "decoding",
         "image_files", "image_folder", "load", "external",
     ],
     "runs": [
@@ -35,7 +35,10 @@ PACKAGES: dict[str, list[str]] = {
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
         "plan", "progress", "study", "sweep",
     ],
-    "reports": ["sinks", "figures", "plots", "gallery", "run_report", "report"],
+    "reports": [
+        "sinks", "figures", "plots", "gallery", "run_report", "report", "audit_folds", "audit_accuracy", "audit_labels",
+        "audit_models", "audit_result", "audit_tables", "audit_page", "audit",
+    ],
     "commands": ["values", "studies", "*"],
     "cli": [],
     "__main__": [],

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cifar_jax import fit
@@ -262,6 +263,23 @@ def test_every_measured_network_has_a_tiny_form_and_a_file_name(guard):
         result = json.loads((HERE / "results" / name).read_text())
         if isinstance(result, dict) and result.get("what") in driver.KINDS:
             assert driver.file_name(result) == name
+
+
+def test_flips_are_a_share_of_each_class_and_precision_is_read_at_the_recall(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    import audit
+
+    names = tuple(audit.SIMILAR)
+    labels = np.repeat(np.arange(10), 40)
+    for kind in ("uniform", "similar"):
+        found = audit.flipped(labels, names, kind, 0.05, 0)
+        assert np.bincount(labels[found != labels], minlength=10).tolist() == [2] * 10
+    assert {(names[a], names[b]) for a, b in zip(labels, found, strict=True) if a != b} == set(audit.SIMILAR.items())
+    wrong = np.array([True, False, True, False, True, False, True])
+    assert audit.precision_at(np.arange(7), wrong, 0.5) == pytest.approx(2 / 3)
+    assert audit.precision_at(np.arange(7), wrong, 0.7) == pytest.approx(3 / 5)
+    assert audit.precision_and_recall(np.arange(7) < 3, wrong) == {"count": 3, "precision": 0.6667, "recall": 0.5}
+    sys.modules.pop("audit")
 
 
 def test_a_finished_run_is_taken_into_the_table(monkeypatch, tmp_path):

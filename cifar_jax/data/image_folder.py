@@ -129,6 +129,7 @@ class Decoded:
     classes: tuple[str, ...]
     images: Mapping[str, np.ndarray]  # uint8 [N, size, size, 3]
     labels: Mapping[str, np.ndarray]  # int64 [N]
+    files: Mapping[str, list[Path]]
     skipped: tuple[str, ...]
 
 
@@ -167,6 +168,7 @@ def read_folder(settings: Settings, progress: bool = True) -> Decoded:
 def _collect(classes: tuple[str, ...], files: Any, splits: list[str], found: Any, skipped: tuple[str, ...]) -> Decoded:
     images: dict[str, list[np.ndarray]] = defaultdict(list)
     labels: dict[str, list[int]] = defaultdict(list)
+    paths: dict[str, list[Path]] = defaultdict(list)
     owners: dict[bytes, tuple[str, Path]] = {}
     for (_, name, path), split, entry in zip(files, splits, found, strict=True):
         if isinstance(entry, str):
@@ -177,13 +179,14 @@ def _collect(classes: tuple[str, ...], files: Any, splits: list[str], found: Any
             raise InputError(f"the same image stands in two classes, '{other_path}' and '{path}'; remove one of them")
         images[split].append(image)
         labels[split].append(classes.index(name))
+        paths[split].append(path)
     for label, name in enumerate(classes):
         count = labels["train"].count(label)
         if count < 2:
             remedy = "add images, or lower data.test_share and data.validation_share"
             raise InputError(f"class '{name}' has {count} images to train on, and needs at least 2; {remedy}")
     arrays = {split: np.stack(own) for split, own in images.items()}
-    return Decoded(classes, arrays, {split: np.array(labels[split]) for split in arrays}, skipped)
+    return Decoded(classes, arrays, {split: np.array(labels[split]) for split in arrays}, paths, skipped)
 
 
 def fingerprint(settings: Settings) -> str:

@@ -1,5 +1,7 @@
 """The splits that recipe.data names: a prepared TFDS data set, or a folder of the user's own images."""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,30 @@ def load_splits(
     if test:
         _of(found, "test", data.path)
     return arrays.splits({name: split for name, split in found.items() if test or name != "test"})
+
+
+def image_files(data: Any, splits: Mapping[str, arrays.Split], progress: bool = True) -> Mapping[str, Sequence[str]]:
+    """The file of each image of the splits that `load_splits` gave; {} where they do not come from files.
+
+    The folder is read once more. Raises InputError where its images are no longer those of the splits.
+    """
+    if data.name != IMAGE_FOLDER:
+        return {}
+    decoded = image_folder.read_folder(settings_of(data), progress)
+    found = {}
+    for name, split in splits.items():
+        files: dict[tuple[bytes, str], list[str]] = defaultdict(list)
+        own = (decoded.images.get(name, ()), decoded.labels.get(name, ()), decoded.files.get(name, ()))
+        for image, label, file in zip(*own, strict=True):
+            files[image.tobytes(), decoded.classes[label]].append(str(file))
+        keys = [
+            (image.tobytes(), split.classes[label]) for image, label in zip(split.images, split.labels, strict=True)
+        ]
+        try:
+            found[name] = [files[key].pop(0) for key in keys]
+        except IndexError as error:
+            raise InputError(f"the images in '{data.path}' have changed meanwhile; run the command again") from error
+    return found
 
 
 def _of(found: dict[str, arrays.Split], split: str, path: str) -> arrays.Split:

@@ -99,17 +99,20 @@ def calibration_table(run: RunReport) -> Table:
     return Table("Calibration, by a temperature that was fitted on the validation split", header, tuple(rows))
 
 
-def page(runs: Sequence[RunReport], comparison: ComparisonPart | None, title: str) -> str:
-    """The page. Raises InputError where Jinja2 is missing."""
+def render(name: str, **values: Any) -> str:
+    """A page from a template. Raises InputError where Jinja2 is missing."""
     try:
         import jinja2
     except ImportError as error:
         remedy = "install it with pip install -c constraints.txt -e '.[report]'"
         raise InputError(f"reports need Jinja2, which is not installed; {remedy}") from error
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
-        "report.html"
-    )
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template(name).render(version=cifar_jax.__version__, **values)
+
+
+def page(runs: Sequence[RunReport], comparison: ComparisonPart | None, title: str) -> str:
+    """The page. Raises InputError where Jinja2 is missing."""
     shown = [
         {
             **vars(run),
@@ -120,5 +123,4 @@ def page(runs: Sequence[RunReport], comparison: ComparisonPart | None, title: st
     ]
     contents = [("comparison", "Comparison")] if comparison else []
     contents += [(f"run{number}", run.name) for number, run in enumerate(runs, 1)]
-    version = cifar_jax.__version__
-    return template.render(title=title, runs=shown, comparison=comparison, contents=contents, version=version)
+    return render("report.html", title=title, runs=shown, comparison=comparison, contents=contents)
