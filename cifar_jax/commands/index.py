@@ -25,3 +25,8 @@ def run(options: argparse.Namespace) -> int:
     chosen = {name: getattr(options, name) for name in ("workdir", "add", "force", "approximate", "data_dir")}
     print(cj.build_index(classifier, options.source, options.out, **chosen))
     return 0
+
+
+def last_words() -> str:
+    """What a signal leaves: an index is written beside its place, or a part of it before it counts."""
+    return "stopped; the index is as it was before, and the same command begins again"

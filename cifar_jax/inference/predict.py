@@ -18,6 +18,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.inference.outputs import FORMATS, OUTCOMES, Format, Output, Row
 from cifar_jax.inference.sorting import WAYS, Sorter, by_class, by_outcome, check_folder, check_names
 from cifar_jax.runs.classifier import Classifier, FileBatch
+from cifar_jax.runs.thresholds import decide
 from cifar_jax.training import augment
 from cifar_jax.training.objectives import objective_of
 
@@ -127,6 +128,7 @@ def _call(classifier: Classifier, options: Options, top: int) -> dict[str, Any]:
         "format": options.format,
         "top": top,
         "threshold": options.threshold,
+        "thresholds": dict(classifier.thresholds),
         "by": options.by,
     }
 
@@ -148,7 +150,7 @@ def _write_rows(
     with bar:
         probabilities = functools.partial(classifier.probabilities, views=options.views)
         for batch in classifier.of_files(probabilities, left):
-            rows = list(_rows(batch, classifier.classes, top, options.threshold, labels))
+            rows = list(_rows(classifier, batch, top, options.threshold, labels))
             for row in rows if sorter else ():
                 sorter.sort(row)  # type: ignore[union-attr]
             output.write(rows)
@@ -158,7 +160,11 @@ def _write_rows(
     return Summary(len(left), dict(counts), dict(outcomes), kept, time.perf_counter() - start)
 
 
-def _rows(batch: FileBatch, classes: tuple[str, ...], top: int, threshold: float, labels: set[str]) -> Iterator[Row]:
+def _rows(classifier: Classifier, batch: FileBatch, top: int, threshold: float, labels: set[str]) -> Iterator[Row]:
+    """An image is "unsure" where the probability of its class is below the threshold: that of the class where it has
+    one of its own, which `decide` applies."""
+    classes = classifier.classes
+    chosen = decide(batch.values, classes, classifier.thresholds)
     ranked = np.argsort(-batch.values, axis=-1, kind="stable")[:, :top]
     probabilities = np.take_along_axis(batch.values, ranked, -1).astype(float).tolist()
     named = [[classes[index] for index in row] for row in ranked.tolist()]
@@ -168,7 +174,9 @@ def _rows(batch: FileBatch, classes: tuple[str, ...], top: int, threshold: float
             yield Row(path, "", (), reason or "", label)
             continue
         best = tuple(zip(named[place], probabilities[place], strict=True))
-        name = best[0][0] if best[0][1] >= threshold else UNSURE
+        name = classes[chosen[place]]
+        if name not in classifier.thresholds and batch.values[place, chosen[place]] < threshold:
+            name = UNSURE
         yield Row(path, name, best, "", label, _outcome(name, label))
 
 

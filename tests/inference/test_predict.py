@@ -205,6 +205,16 @@ def test_rows_of_each_format(capsys):
     ]
 
 
+def test_the_threshold_of_a_class_decides_in_rows_and_arrays(classifier, library, tmp_path):
+    """Every image reaches it, so every image is of that class, and none is unsure; the probabilities stay."""
+    chosen = replace(classifier, thresholds={"class 1": 1e-9})
+    run(chosen, [library], out=tmp_path / "rows.jsonl", format="jsonl", threshold=0.99)
+    assert {row["class"] for row in rows_of(tmp_path / "rows.jsonl") if not row["error"]} == {"class 1"}
+    found, plain = chosen.predict(str(library)), classifier.predict(str(library))
+    assert {name for name in found.names if name} == {"class 1"} != {name for name in plain.names if name}
+    np.testing.assert_array_equal(found.probabilities, plain.probabilities)
+
+
 def test_below_the_threshold_an_image_is_unsure(classifier, library, tmp_path):
     run(classifier, [library], out=tmp_path / "rows.jsonl", format="jsonl", threshold=0.9)
     rows = [row for row in rows_of(tmp_path / "rows.jsonl") if not row["error"]]
