@@ -71,15 +71,14 @@ def audit(
     if unknown := sorted(functions.keys() - set(FUNCTIONS)):
         raise TypeError(f"audit takes no argument {unknown[0]!r}")
     recipe, place = _recipe_and_folder(recipe, folder)
-    given = {name: function for name, function in functions.items() if function is not None}
-    recipe = recipe_of_folds(recipe, given)
+    recipe = recipe_of_folds(recipe, functions)
     splits = arrays.splits(data) if data is not None else load_splits(recipe.data, test, data_dir, progress)
     splits = {name: splits[name] for name in arrays.SPLITS if name in splits and (test or name != "test")}
     train = splits["train"]
     fold_of = folds_of(train, folds, recipe.data.seed)
     with locked(place):
         record = claim(place, recipe, folds, splits)
-        options: dict[str, Any] = {"functions": given, "callbacks": callbacks, "progress": progress}
+        options: dict[str, Any] = {"functions": functions, "callbacks": callbacks, "progress": progress}
         runs = train_models(recipe, place, train, fold_of, seed=recipe.data.seed, **options)
         said = ask_models([run.classifier for run in runs], splits, fold_of)
         judged = {name: judge(split.labels, said[name]) for name, split in splits.items()}
