@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cifar_jax.runs.workdir import Run, load_classifier, load_run
     from cifar_jax.studies.compare import compare
     from cifar_jax.studies.sweep import ablate, sweep
+    from cifar_jax.studies.tune import tune
     from cifar_jax.training.objectives import Batch, Objective
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ MODULES = {
     "prepare_process": "process",
     "report": "reports.report",
     "sweep": "studies.sweep",
+    "tune": "studies.tune",
 }
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "prepare_process",
     "report",
     "sweep",
+    "tune",
 ]
 
 

@@ -29,7 +29,8 @@ PACKAGES: dict[str, list[str]] = {
     ],
     "studies": [
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
-        "plan", "progress", "study", "sweep",
+        "plan", "progress", "study", "sweep", "space", "storage", "trials", "hyperband", "pruning", "tune_file",
+        "recipe_file", "tuned", "tune",
     ],
     "reports": ["sinks", "figures", "plots", "gallery", "run_report", "report"],
     "commands": ["values", "studies", "*"],
