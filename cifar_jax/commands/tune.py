@@ -9,6 +9,7 @@ the same command continues after Ctrl-C or a kill; the same command elsewhere, o
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import cifar_jax as cj
 from cifar_jax.process import unblocked_signals
 
 _search: Any = None  # the search that this process works on, for `last_words`
+_has_workers = False  # whether this process waits for workers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,11 +95,16 @@ def run_workers(count: int) -> int:
     """Starts this command `count` times as a worker, each with its share of the cores, and waits for all: 0, or the
     exit code of the first that did not end well."""
     command = [sys.executable, "-m", "cifar_jax", *sys.argv[1:], "--processes=1", "--worker"]
+    global _has_workers
+    _has_workers = True
     settings = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # they may share a GPU
     workers = []
     for index in range(count):
         with own_cores(index, count), unblocked_signals():
-            workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=settings))
+            # In a session of its own a worker does not get the terminal's Ctrl-C beside the end of its stdin, which
+            # would be a second signal and end it before it has saved.
+            more = {"stdin": subprocess.PIPE, "start_new_session": True, "env": settings}
+            workers.append(subprocess.Popen(command, **more))
     codes = [worker.wait() for worker in workers]
     for index, code in enumerate(codes):
         if code:
@@ -119,17 +126,15 @@ def own_cores(index: int, count: int) -> Any:
 
 
 def end_with_parent() -> None:
-    """Ends this process like Ctrl-C once the process that started it has gone: the other end of its stdin closes."""
-    import signal
-
+    """Ends this process in order once the process that started it has gone: the other end of its stdin closes."""
     os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def last_words() -> str:
     """What a signal leaves of the search, in one sentence. Imports nothing."""
     if _search is None:
-        return ""
+        return "stopped, and the workers stop too; the same command continues" if _has_workers else ""
     _search.mark_interrupted()
     if _search.current is None:
         return "stopped between two trials; the same command continues"

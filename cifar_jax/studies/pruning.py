@@ -9,6 +9,8 @@ wilcoxon    for trials with several seeds: a signed-rank test against the best t
 import importlib
 from typing import Any
 
+import numpy as np
+
 from cifar_jax.errors import InputError, nearest
 from cifar_jax.runs.events import Event
 from cifar_jax.studies.space import searched_fields
@@ -56,10 +58,11 @@ def check_search(sampler: str, pruner: str, seeds: int, space: dict[str, Any]) -
         raise InputError(f"{what}; ask for 1 seed, or set pruner='wilcoxon'")
 
 
-def make_sampler(name: str, seed: int) -> Any:
-    """A sampler of Optuna. TPE takes the trials that other workers train as bad ones, so that it tries others."""
+def make_sampler(name: str, seeds: tuple[int, ...]) -> Any:
+    """A sampler of Optuna that draws what the seeds decide. TPE takes the trials that other workers train as bad ones, so that it tries others."""
     optuna = optuna_library()
     more = {"constant_liar": True} if name == "tpe" else {}
+    seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     with quiet_optuna():
         return getattr(optuna.samplers, SAMPLERS[name][0])(seed=seed, **more)
 

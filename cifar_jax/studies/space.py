@@ -186,7 +186,8 @@ def examples(space: Mapping[str, Any]) -> list[dict[str, Any]]:
         for path, value in first.items()
         if not any(path.startswith(f"{section}.") and f"{section}.name" in change for section in sections)
     }
-    return [first, *({**kept(change), **change} for change in single)]
+    every = [first, *({**kept(change), **change} for change in single)]
+    return list({repr(sorted(each.items())): each for each in every}.values())
 
 
 def _points_of_section(path: str, section: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:

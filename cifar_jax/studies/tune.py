@@ -161,8 +161,8 @@ class Search:
                     if len(every) >= count and not waiting:
                         break
                     # By the number of attempts, so that no two draw the same, and a search can be repeated.
-                    seed = self.recipe.seed + sum(map(len, every.values()))
-                    self.study.sampler = pruning.make_sampler(self.sampler, seed)
+                    seeds = (self.recipe.seed, sum(map(len, every.values())))
+                    self.study.sampler = pruning.make_sampler(self.sampler, seeds)
                     self._attempt(queue, count)
             else:
                 self._say(f"stopped after {limit} hours; the same command continues")
