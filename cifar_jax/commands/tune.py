@@ -103,7 +103,7 @@ def run_workers(count: int) -> int:
         with own_cores(index, count), unblocked_signals():
             # In a session of its own a worker does not get the terminal's Ctrl-C beside the end of its stdin, which
             # would be a second signal and end it before it has saved.
-            more = {"stdin": subprocess.PIPE, "start_new_session": True, "env": settings}
+            more: dict[str, Any] = {"stdin": subprocess.PIPE, "start_new_session": True, "env": settings}
             workers.append(subprocess.Popen(command, **more))
     codes = [worker.wait() for worker in workers]
     for index, code in enumerate(codes):

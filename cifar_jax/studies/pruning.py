@@ -59,7 +59,8 @@ def check_search(sampler: str, pruner: str, seeds: int, space: dict[str, Any]) -
 
 
 def make_sampler(name: str, seeds: tuple[int, ...]) -> Any:
-    """A sampler of Optuna that draws what the seeds decide. TPE takes the trials that other workers train as bad ones, so that it tries others."""
+    """A sampler of Optuna that draws what the seeds decide. TPE takes the trials that other workers train as bad ones,
+    so that it tries others."""
     optuna = optuna_library()
     more = {"constant_liar": True} if name == "tpe" else {}
     seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])

@@ -105,6 +105,7 @@ class Search:
         self.study: Any = None
         self.number = -1  # of the last trial that this process took
         self.current: Path | None = None  # folder of the trial that this process trains
+        self.trained = 0  # trials that this process took
         self.told = time.monotonic()
 
     def _check_stored(self) -> None:
@@ -164,8 +165,12 @@ class Search:
                     seeds = (self.recipe.seed, sum(map(len, every.values())))
                     self.study.sampler = pruning.make_sampler(self.sampler, seeds)
                     self._attempt(queue, count)
+                self.trained += 1
             else:
                 self._say(f"stopped after {limit} hours; the same command continues")
+        if self.trained:
+            with storage.queue_lock(self.folder):
+                self.result().write()
 
     @contextlib.contextmanager
     def _database(self) -> Any:
@@ -262,7 +267,7 @@ class Search:
         """Says what became of the trial, and writes the files that follow from all trials."""
         with storage.queue_lock(self.folder):
             result = self.result()
-            result.write()
+            result.write(self.number)
         over = [record for record in result.trials if record.is_over]
         best = f", the best {result.shown(result.best.value)} by trial {result.best.number}" if result.best else ""
         own = next(record for record in result.trials if record.number == self.number)

@@ -117,10 +117,15 @@ class Tuned:
             except (RuntimeError, ValueError):  # no parameter is in all trials, or none varies
                 return {}
 
-    def write(self) -> None:
-        """trials.csv, and best.py once a trial is finished, unless the recipe holds functions, which no file names."""
+    def write(self, new: int | None = None) -> None:
+        """trials.csv, and best.py where there is a best trial, the `new` one if given; a recipe that holds functions
+        gets none, because no file names them."""
         write_bytes(self.folder / "trials.csv", self.to_csv().encode())
-        if self.best is not None and not any(map(callable, flatten(self.recipe).values())):
+        if (
+            self.best is not None
+            and new in (None, self.best.number)
+            and not any(map(callable, flatten(self.recipe).values()))
+        ):
             self.write_best()
 
     def to_csv(self) -> str:

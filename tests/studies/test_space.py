@@ -128,7 +128,7 @@ def test_bad_spaces_are_refused(space, answer):
 
 
 def test_space_files(tmp_path):
-    with pytest.raises(cj.InputError, match="search space 'none.py' is not a file; known spaces: configs/spaces/cnn"):
+    with pytest.raises(cj.InputError, match=r"search space 'none.py' is not a file; known spaces: configs/spaces/cnn"):
         load_space("none.py")
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(cj.InputError, match=r"defines no get_space\(\); see configs/spaces/cnn.py for the form"):

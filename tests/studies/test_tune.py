@@ -84,17 +84,19 @@ def quick(monkeypatch):
     return calls
 
 
-def kill_at(monkeypatch, write, after):
-    """The process ends at the n-th write to the storage, before or after it. Returns how many writes there were."""
+# Optuna's own `finally` looks at a name that is unbound where the process ends in its last write.
+KILLS = (Killed, UnboundLocalError)
+
+
+def kill_at(monkeypatch, write):
+    """The process ends after the n-th write to the storage. Returns a list whose item counts the writes."""
     count = [0]
-    names = ("create_new_trial", "set_trial_param", "set_trial_state_values", "set_trial_intermediate_value")
+    names = ("_create_new_trial", "_set_trial_param", "set_trial_state_values", "set_trial_intermediate_value")
     names = (*names, "set_trial_user_attr", "set_trial_system_attr")
 
     def patched(original):
         def call(*arguments, **more):
             count[0] += 1
-            if count[0] == write and not after:
-                raise Killed
             result = original(*arguments, **more)
             if count[0] == write:
                 raise Killed
@@ -123,7 +125,7 @@ def test_a_trial_is_the_single_run_of_its_recipe_bit_for_bit(finished, tmp_path)
     stored = cj.load_run(finished.folder / "trials/2/seed0")
     made.assert_same(stored.state, single.state)
     assert trial.value == single.evaluation.accuracy
-    assert "test" not in stored.digests
+    assert not (stored.workdir / "evaluation.json").exists()  # the test split is not used
 
 
 def test_the_best_recipe_trains_as_it_is(finished, tmp_path):
@@ -165,21 +167,21 @@ def test_plots(finished):
 
 
 def test_a_search_can_be_repeated_whether_it_was_interrupted_or_not(quick, tmp_path):
-    whole = run(tmp_path / "whole", trials=14)
-    for count in (3, 12, 14):
+    whole = run(tmp_path / "whole", trials=13)
+    for count in (3, 11, 13):
         parts = run(tmp_path / "parts", trials=count)
     assert [trial.parameters for trial in parts.trials] == [trial.parameters for trial in whole.trials]
-    assert len({trial.parameters["optimizer.learning_rate"] for trial in whole.trials}) == 14
+    assert len({trial.parameters["optimizer.learning_rate"] for trial in whole.trials}) == 13
     calls = len(quick)
-    assert len(run(tmp_path / "whole", trials=14).trials) == 14
+    assert len(run(tmp_path / "whole", trials=13).trials) == 13
     assert len(quick) == calls  # nothing to train
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "nsgaii"])
 def test_every_sampler_finds_a_good_rate(sampler, quick, tmp_path):
-    result = run(tmp_path, sampler=sampler, trials=30)
+    result = run(tmp_path, sampler=sampler, trials=12)
     assert abs(result.best.parameters["optimizer.learning_rate"] - 0.02) < 0.01
-    assert len({trial.parameters["optimizer.learning_rate"] for trial in result.trials}) > 15
+    assert len({trial.parameters["optimizer.learning_rate"] for trial in result.trials}) > 8
 
 
 def test_loss_is_minimised(quick, tmp_path):
@@ -286,59 +288,57 @@ def test_wilcoxon_reports_seed_by_seed(quick, tmp_path):
 
 @pytest.mark.parametrize("pruner", ["none", "hyperband"])
 def test_a_kill_at_any_write_loses_no_trial_and_trains_none_twice(pruner, quick, tmp_path, monkeypatch):
+    options = {"pruner": pruner, "trials": 2, "recipe": cj.override(RECIPE, {"epochs": 3})}
     with monkeypatch.context() as patch:
-        writes = kill_at(patch, 0, False)
-        run(tmp_path / "whole", pruner=pruner)
-        total = writes[0]
-    assert total >= 3 * 7  # create, host, parameter, 4 epochs, value
-    whole = search(tmp_path / "whole", pruner=pruner).result()
-    for write in range(1, total + 1):
-        for after in (False, True):
-            folder = tmp_path / f"{write}-{after}"
-            with monkeypatch.context() as patch, pytest.raises(Killed):
-                kill_at(patch, write, after)
-                run(folder, pruner=pruner)
-            begun = {trial.number: trial.parameters for trial in search(folder, pruner=pruner).result().trials}
-            quick.clear()
-            result = run(folder, pruner=pruner)
-            assert [trial.number for trial in result.trials][-1] == len(whole.trials) - 1 or result.trials[0].retries
-            assert len(result.trials) == 3
-            assert {trial.status for trial in result.trials} <= {"finished", "pruned"}
-            for trial in result.trials:
-                known = begun.get(trial.number, {})
-                assert known.items() <= trial.parameters.items()  # with the values that it began with
-                assert trial.value == quality(trial.parameters["optimizer.learning_rate"], trial.epochs)
-                last = result.study.trials[-1] if trial.retries else None
-                assert last is None or len(last.intermediate_values) <= 4
-            computed = [call[0] for call in quick]
-            assert len(computed) == len(set(computed))  # no trial is trained by two
+        writes = kill_at(patch, 0)
+        run(tmp_path / "whole", **options)
+    assert writes[0] >= 2 * 7  # new, host, parameter, 3 epochs, value
+    for write in range(1, writes[0] + 1):
+        with monkeypatch.context() as patch:
+            kill_at(patch, write)
+            with pytest.raises(KILLS):
+                run(tmp_path / str(write), **options)
+        begun = search(tmp_path / str(write), pruner=pruner, recipe=options["recipe"]).result().trials
+        quick.clear()
+        result = run(tmp_path / str(write), **options)
+        assert [trial.number for trial in result.trials] in ([0, 1], [0, 2])
+        for trial in result.trials:
+            assert trial.status in ("finished", "pruned")
+            known = {before.number: before.parameters for before in begun}.get(trial.number, {})
+            assert known.items() <= trial.parameters.items()  # with the values that it began with
+            assert trial.value == quality(trial.parameters["optimizer.learning_rate"], trial.epochs)
+        last = {trials.number_of(each): each for each in result.study.trials}
+        assert all(len(each.intermediate_values) == each.last_step for each in last.values())
+        computed = [call[0] for call in quick]
+        assert len(computed) == len(set(computed))  # no trial is trained by two
 
 
 def test_a_kill_while_trials_are_queued_again_loses_none(quick, tmp_path, monkeypatch):
     def dead_trial(folder):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            kill_at(patch, 12, True)  # in the second trial, between two epochs
-            run(folder)
+        with monkeypatch.context() as patch:
+            kill_at(patch, 12)  # in the second trial, between two epochs
+            with pytest.raises(KILLS):
+                run(folder, trials=2)
 
     dead_trial(tmp_path / "count")
     with monkeypatch.context() as patch:
-        writes = kill_at(patch, 0, False)
+        writes = kill_at(patch, 0)
         opened = search(tmp_path / "count")
         opened.open()
         with storage.queue_lock(opened.folder):
             assert trials.requeue_lost(opened.study, opened.folder) == [1]
+    assert writes[0] >= 2  # the successor, and the end of the dead attempt
     for write in range(1, writes[0] + 1):
-        for after in (False, True):
-            folder = tmp_path / f"{write}-{after}"
-            dead_trial(folder)
-            with monkeypatch.context() as patch, pytest.raises(Killed):
-                kill_at(patch, write, after)
-                run(folder)
-            result = run(folder)
-            assert [trial.number for trial in result.trials][:2] == [0, 1]
-            assert [trial.status for trial in result.trials] == ["finished"] * 3
-            assert result.trials[1].retries == 1
-            assert len(result.study.trials) == 4
+        folder = tmp_path / str(write)
+        dead_trial(folder)
+        with monkeypatch.context() as patch:
+            kill_at(patch, write)
+            with pytest.raises(KILLS):
+                run(folder, trials=2)
+        result = run(folder, trials=2)
+        assert [(trial.number, trial.status) for trial in result.trials] == [(0, "finished"), (1, "finished")]
+        assert result.trials[1].retries == 1
+        assert [each.state.name for each in result.study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
 def test_a_retry_continues_at_the_checkpoint_exactly(tmp_path, monkeypatch):
@@ -348,9 +348,10 @@ def test_a_retry_continues_at_the_checkpoint_exactly(tmp_path, monkeypatch):
             if self.trial.number == 1 and event.lines and event.lines[-1]["epoch"] == 3:
                 raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(pruning, "Reports", Stop)
-        run(tmp_path / "study", SPACE)
+        with pytest.raises(Killed):
+            run(tmp_path / "study", SPACE)
     starts, fit = [], tune.fit
     first = lambda event: starts.append((event.workdir, event.step)) if not event.lines or event.step else None
 
@@ -384,7 +385,7 @@ def test_after_three_retries_a_trial_has_failed(quick, tmp_path, monkeypatch):
     result = run(tmp_path, trials=2)
     assert [(trial.status, trial.retries) for trial in result.trials] == [("failed", 3), ("finished", 0)]
     assert "trial 0 failed: its process ended without a result 4 times" in str(result)
-    assert list(csv.DictReader((tmp_path / "trials.csv").open()))[0]["status"] == "failed"
+    assert next(csv.DictReader((tmp_path / "trials.csv").open()))["status"] == "failed"
     assert run(tmp_path, trials=2).trials == result.trials  # and it stays so
 
 
@@ -393,9 +394,10 @@ def test_a_signal_leaves_the_trial_untold_and_counts_as_no_retry(quick, tmp_path
         raise KeyboardInterrupt
 
     for _ in range(6):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(tune, "fit", interrupted)
-            run(tmp_path, trials=1)
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path, trials=1)
         assert [trial.status for trial in search(tmp_path).result().trials] == ["interrupted"]
     result = run(tmp_path, trials=1)
     assert [(trial.status, trial.retries) for trial in result.trials] == [("finished", 0)]
@@ -537,23 +539,24 @@ def test_a_storage_that_belongs_to_another_study_is_refused(quick, tmp_path):
     with pytest.raises(cj.InputError, match=r"are kept in --storage='sqlite:.*shared.db'; ask for the same"):
         run(tmp_path / "a/study", trials=1)
     (tmp_path / "shared.db").unlink()
-    with pytest.raises(cj.InputError, match="holds no study 'study', which .* began in it; correct the address"):
+    with pytest.raises(cj.InputError, match=r"holds no study 'study', which .* began in it; correct the address"):
         run(tmp_path / "a/study", trials=1, storage=address)
 
 
 def test_a_kill_while_a_study_begins_is_repaired(quick, tmp_path, monkeypatch):
     for step in ("create_new_study", "set_study_user_attr"):
         for after in (False, True):
-            folder = tmp_path / f"{step}-{after}"
+            folder, real = tmp_path / f"{step}-{after}", getattr(optuna.storages.RDBStorage, step)
 
-            def killed(*arguments, original=getattr(optuna.storages.RDBStorage, step), after=after, **more):
+            def killed(*arguments, original=real, after=after, **more):
                 if after:
                     original(*arguments, **more)
                 raise Killed
 
-            with monkeypatch.context() as patch, pytest.raises(Killed):
+            with monkeypatch.context() as patch:
                 patch.setattr(optuna.storages.RDBStorage, step, killed)
-                run(folder, trials=1)
+                with pytest.raises(Killed):
+                    run(folder, trials=1)
             assert [trial.status for trial in run(folder, trials=1).trials] == ["finished"]
 
 
@@ -564,11 +567,11 @@ def test_other_folders_are_refused(quick, tmp_path):
         (folder / name).write_text("{}")
         with pytest.raises(cj.InputError, match=answer):
             run(folder)
-    run(tmp_path / "study", trials=1)
-    path = tmp_path / "study/tune.json"
+    run(tmp_path / "search", trials=1)
+    path = tmp_path / "search/tune.json"
     path.write_text(path.read_text().replace('"tpe"', '"random"'))
     with pytest.raises(cj.InputError, match=r"tune.json is damaged, or was changed"):
-        run(tmp_path / "study")
+        run(tmp_path / "search")
 
 
 @pytest.mark.parametrize(
@@ -598,6 +601,8 @@ def test_a_database_that_is_lost_in_a_trial_leaves_it_untold(quick, tmp_path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(optuna.storages.RDBStorage, "set_trial_intermediate_value", lost)
-        with pytest.raises(cj.InputError, match=r"cannot be reached any more \(server closed .*the same command contin"):
+        with pytest.raises(
+            cj.InputError, match=r"cannot be reached any more \(server closed .*the same command contin"
+        ):
             run(tmp_path, trials=1)
     assert [(trial.status, trial.retries) for trial in run(tmp_path, trials=1).trials] == [("finished", 1)]
