@@ -113,6 +113,8 @@ class Study:
             raise InputError(f"{what}; ask for fewer, or set max_runs to {count}")
         if (self.folder / "run.json").exists():
             raise InputError(f"'{self.folder}' is the workdir of a run; name another folder for the study")
+        if (self.folder / "tune.json").exists():
+            raise InputError(f"'{self.folder}' is the folder of a search by tune; name another folder for the study")
         self.stored = read_study(self.folder)
         self.recipe = with_dtype(recipe, self.stored)
         self.data = load_data(recipe, options)

@@ -37,7 +37,7 @@ class TrialRecord:
     parameters: dict[str, Any]  # name in the space -> value
     reason: str  # why it failed
     retries: int  # attempts after the first, but for those that a signal made necessary
-    epochs: int | None  # that were reported; seeds, where Wilcoxon prunes
+    reports: int  # values so far: one for each epoch, or for each seed where a trial has several
     seconds: float  # of all attempts that were told
 
     @property
@@ -78,7 +78,7 @@ def _record(number: int, every: Sequence[Any], folder: Path) -> TrialRecord:
         parameters=last.params,
         reason=_reason(last, len(every)),
         retries=retries,
-        epochs=last.last_step,
+        reports=len(last.intermediate_values),
         seconds=sum(trial.duration.total_seconds() for trial in every if trial.duration),
     )
 

@@ -170,7 +170,7 @@ class Search:
                 self._say(f"stopped after {limit} hours; the same command continues")
         if self.trained:
             with storage.queue_lock(self.folder):
-                self.result().write()
+                self._result().write()
 
     @contextlib.contextmanager
     def _database(self) -> Any:
@@ -266,7 +266,7 @@ class Search:
     def _tell(self, count: int) -> None:
         """Says what became of the trial, and writes the files that follow from all trials."""
         with storage.queue_lock(self.folder):
-            result = self.result()
+            result = self._result()
             result.write(self.number)
         over = [record for record in result.trials if record.is_over]
         best = f", the best {result.shown(result.best.value)} by trial {result.best.number}" if result.best else ""
@@ -290,6 +290,11 @@ class Search:
         """What is known of the trials."""
         if self.study is None:
             self.open()
+        with storage.queue_lock(self.folder):  # looking at a lock takes it for a moment, which no worker must meet
+            return self._result()
+
+    def _result(self) -> tuned.Tuned:
+        """Call it inside `queue_lock`."""
         with storage.quiet_optuna():
             records = tuple(trials.read_trials(self.study, self.folder))
         return tuned.Tuned(self.folder, self.given, dict(self.space), self.metric, len(self.seeds), records, self.study)

@@ -133,10 +133,10 @@ class Tuned:
         stream = io.StringIO()
         names = list(dict.fromkeys(name for trial in self.trials for name in trial.parameters))
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["trial", "status", self.metric, *names, "epochs", "seconds", "retries", "reason"])
+        writer.writerow(["trial", "status", self.metric, *names, "reports", "seconds", "retries", "reason"])
         for trial in self.trials:
             values = [trial.parameters.get(name) for name in names]
-            more = [trial.epochs, round(trial.seconds, 2), trial.retries, trial.reason]
+            more = [trial.reports, round(trial.seconds, 2), trial.retries, trial.reason]
             writer.writerow([trial.number, trial.status, trial.value, *values, *more])
         return stream.getvalue()
 

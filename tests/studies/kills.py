@@ -1,12 +1,13 @@
 """Workers of a search that are killed at random moments, on made-up data.
 
-    python -m tests.studies.kills --kills=20 [--storage=postgresql://...]    # prints what became of the trials
+    python -m tests.studies.kills --kills=20 [--postgres]    # prints what became of the trials
 
 The suite does it with a few kills. Two workers train trials of tiny networks; kill -9 ends one of them at a random
 moment, and another takes its place. In the end both are killed, and one worker is started.
 """
 
 import argparse
+import contextlib
 import json
 import random
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 
 import cifar_jax as cj
 from cifar_jax.studies.space import log_uniform
-from tests import made
+from tests import made, postgres
 
 DATA = {"train": made.split(96, seed=0)}
 SPACE = {"optimizer.learning_rate": log_uniform(1e-3, 1e-1)}
@@ -106,15 +107,21 @@ def check(result: Any) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--storage")
+    parser.add_argument("--storage", help="address of a database")
+    parser.add_argument("--postgres", action="store_true", help="start a PostgreSQL server, and use it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", metavar="FOLDER", help="be a worker")
     options = parser.parse_args()
     if options.work:
+        # The programs are compiled, so that kills meet trials rather than the start of the process.
+        cj.fit(recipe(), data=DATA, evaluate="validation", progress=False)
         print(READY, flush=True)
         work(options.work, options.storage or None, 10**6)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        if options.postgres:
+            options.storage = stack.enter_context(postgres.server())
         result, figures = kill_workers(Path(folder) / "kills", options.storage, options.kills, options.seed)
         figures["continued and equal to a run that nobody killed"] = check(result)
     print(json.dumps(figures, indent=2))

@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -153,7 +154,7 @@ def test_the_table_and_the_csv_have_every_trial(finished):
     for line, trial in zip(lines, finished.trials, strict=True):
         assert float(line["validation_accuracy"]) == trial.value
         assert float(line["optimizer.learning_rate"]) == trial.parameters["optimizer.learning_rate"]
-        assert (line["status"], line["epochs"], line["reason"]) == ("finished", "4", "")
+        assert (line["status"], line["reports"], line["reason"]) == ("finished", "4", "")
         assert f"{100 * trial.value:.2f}" in text
     rows = finished.table().rows
     assert [float(row[2]) for row in rows] == sorted((float(row[2]) for row in rows), reverse=True)
@@ -204,7 +205,7 @@ def test_alternatives_and_epochs_can_be_searched(quick, tmp_path):
     result = run(tmp_path, space, trials=12)
     names = {trial.parameters["optimizer.name"]: trial for trial in result.trials}
     assert result.changes(names["adam"])["optimizer.learning_rate"] == 1e-3
-    assert {trial.epochs for trial in result.trials} == {1, 2, 3}
+    assert {trial.reports for trial in result.trials} == {1, 2, 3}
     assert cj.load_recipe(tmp_path / "best.py").optimizer.name == result.best.parameters["optimizer.name"]
 
 
@@ -236,13 +237,13 @@ def test_the_median_ends_trials_that_are_worse(quick, tmp_path):
     result = run(tmp_path, trials=20, pruner="median", sampler="random")
     pruned = [trial for trial in result.trials if trial.status == "pruned"]
     assert pruned
-    assert all(trial.number >= pruning.STARTUP and 1 <= trial.epochs < 4 for trial in pruned)
+    assert all(trial.number >= pruning.STARTUP and 1 <= trial.reports < 4 for trial in pruned)
     rates = lambda status: [
         abs(trial.parameters["optimizer.learning_rate"] - 0.02) for trial in result.trials if trial.status == status
     ]
     assert min(rates("pruned")) > sorted(rates("finished"))[len(rates("finished")) // 2 - 1]
     for trial in pruned:
-        assert trial.value == quality(trial.parameters["optimizer.learning_rate"], trial.epochs)
+        assert trial.value == quality(trial.parameters["optimizer.learning_rate"], trial.reports)
 
 
 def test_real_runs_are_pruned_once_an_epoch(tmp_path):
@@ -251,7 +252,7 @@ def test_real_runs_are_pruned_once_an_epoch(tmp_path):
     assert pruned
     for trial in pruned:
         stopped = cj.load_run(tmp_path / f"trials/{trial.number}/seed0")
-        assert (stopped.reason, len(stopped.history)) == ("stopped", trial.epochs)
+        assert (stopped.reason, len(stopped.history)) == ("stopped", trial.reports)
         reported = result.study.trials[trial.number].intermediate_values
         assert reported == {line["epoch"]: line["validation_accuracy"] for line in stopped.history}
 
@@ -279,7 +280,7 @@ def test_wilcoxon_reports_seed_by_seed(quick, tmp_path):
     assert pruned
     for trial in pruned:
         seeds = {call[0].name for call in quick if call[0].parent.name == str(trial.number)}
-        assert seeds == {f"seed{seed}" for seed in range(trial.epochs + 1)}
+        assert seeds == {f"seed{seed}" for seed in range(trial.reports)}
         assert 4 <= len(seeds) < 6
 
 
@@ -293,20 +294,23 @@ def test_a_kill_at_any_write_loses_no_trial_and_trains_none_twice(pruner, quick,
         writes = kill_at(patch, 0)
         run(tmp_path / "whole", **options)
     assert writes[0] >= 2 * 7  # new, host, parameter, 3 epochs, value
+    begin = search(tmp_path / "begun/study", pruner=pruner, recipe=options["recipe"])
+    begin.open()
     for write in range(1, writes[0] + 1):
+        folder = shutil.copytree(begin.folder, tmp_path / f"{write}/study")
         with monkeypatch.context() as patch:
             kill_at(patch, write)
             with pytest.raises(KILLS):
-                run(tmp_path / str(write), **options)
-        begun = search(tmp_path / str(write), pruner=pruner, recipe=options["recipe"]).result().trials
+                run(folder, **options)
+        begun = search(folder, pruner=pruner, recipe=options["recipe"]).result().trials
         quick.clear()
-        result = run(tmp_path / str(write), **options)
+        result = run(folder, **options)
         assert [trial.number for trial in result.trials] in ([0, 1], [0, 2])
         for trial in result.trials:
             assert trial.status in ("finished", "pruned")
             known = {before.number: before.parameters for before in begun}.get(trial.number, {})
             assert known.items() <= trial.parameters.items()  # with the values that it began with
-            assert trial.value == quality(trial.parameters["optimizer.learning_rate"], trial.epochs)
+            assert trial.value == quality(trial.parameters["optimizer.learning_rate"], trial.reports)
         last = {trials.number_of(each): each for each in result.study.trials}
         assert all(len(each.intermediate_values) == each.last_step for each in last.values())
         computed = [call[0] for call in quick]
@@ -447,7 +451,6 @@ def test_a_worker_that_slept_and_was_taken_for_dead_changes_nothing(quick, tmp_p
     opened = search(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(tune, "fit", slept)
-        opened._attempt_once = None
         patch.setattr(Search, "_tell", lambda self, count: None)
         original = opened._attempt
 
