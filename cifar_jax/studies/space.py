@@ -223,6 +223,18 @@ def _draw(trial: Any, name: str, values: Any) -> Any:
     return trial.suggest_float(name, values.low, values.high, step=values.step, log=values.log)
 
 
+def by_field(space: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of Optuna by the fields of the recipe that they set: those of alternatives share a field."""
+    found = {}
+    for name, value in parameters.items():
+        field = name
+        for path, values in space.items():
+            for section in values.sections if isinstance(values, Alternatives) else ():
+                field = field.replace(f"{path}.{section['name']}.", f"{path}.", 1)
+        found[field] = value
+    return found
+
+
 def searched_fields(space: Mapping[str, Any]) -> set[str]:
     """The fields of the recipe that the space changes."""
     inside = lambda path, values: {f"{path}.{field}" for section in values.sections for field in section}

@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from cifar_jax.runs.files import write_bytes
 from cifar_jax.studies.fields import typed
 from cifar_jax.studies.plan import duration
 from cifar_jax.studies.recipe_file import write_recipe
-from cifar_jax.studies.space import suggest
+from cifar_jax.studies.space import by_field, suggest
 from cifar_jax.studies.storage import optuna_library, quiet_optuna
 from cifar_jax.studies.tables import MISSING, Table, form_of
 from cifar_jax.studies.trials import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING, WAITING, TrialRecord
@@ -74,9 +75,10 @@ class Tuned:
         """The best trials first, then those without a value."""
         ended = sorted((trial for trial in self.trials if trial.status == FINISHED), key=self._order)
         others = [trial for trial in self.trials if trial.status != FINISHED]
-        names = list(dict.fromkeys(name for trial in self.trials for name in trial.parameters))
+        names, values = self._fields()
         last = [name.rpartition(".")[2] for name in names]
-        short = [end if last.count(end) == 1 and end != "name" else name for end, name in zip(last, names, strict=True)]
+        unique = lambda end, name: end if last.count(end) == 1 and end != "name" else name.removesuffix(".name")
+        short = [unique(end, name) for end, name in zip(last, names, strict=True)]
         unit = f"{self.metric}{' %' if self.metric == 'validation_accuracy' else ''}"
         what = f"mean of {self.seeds} seeds" if self.seeds > 1 else "1 seed"
         title = f"{self.counts()}. {self.metric} ({what}) of the model that each run returns; a trial that was pruned"
@@ -87,13 +89,18 @@ class Tuned:
                 str(trial.number),
                 trial.status,
                 form(trial.value),
-                *(_text(trial.parameters.get(name, MISSING)) for name in names),
+                *(_text(values[trial.number].get(name, MISSING)) for name in names),
                 duration(trial.seconds),
                 str(trial.retries),
             )
             for trial in [*ended, *others][:SHOWN]
         ]
         return Table(title, ("trial", "status", unit, *short, "time", "retries"), tuple(rows))
+
+    def _fields(self) -> tuple[list[str], dict[int, dict[str, Any]]]:
+        """The fields that were searched, and of each trial their values."""
+        values = {trial.number: by_field(self.space, trial.parameters) for trial in self.trials}
+        return list(dict.fromkeys(name for fields in values.values() for name in fields)), values
 
     def __str__(self) -> str:
         lines = [self.table().terminal(120)]
@@ -131,11 +138,11 @@ class Tuned:
     def to_csv(self) -> str:
         """A line for each trial."""
         stream = io.StringIO()
-        names = list(dict.fromkeys(name for trial in self.trials for name in trial.parameters))
+        names, fields = self._fields()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["trial", "status", self.metric, *names, "reports", "seconds", "retries", "reason"])
         for trial in self.trials:
-            values = [trial.parameters.get(name) for name in names]
+            values = [fields[trial.number].get(name) for name in names]
             more = [trial.reports, round(trial.seconds, 2), trial.retries, trial.reason]
             writer.writerow([trial.number, trial.status, trial.value, *values, *more])
         return stream.getvalue()
@@ -149,18 +156,17 @@ class Tuned:
     def _docstring(self, path: Path) -> str:
         best = self.best
         assert best is not None
-        name = self.metric.replace("_", " ")
+        name, epochs = self.metric.replace("_", " ").capitalize(), self.best_recipe.epochs
         seeds = f"mean of {self.seeds} seeds" if self.seeds > 1 else f"1 seed ({self.recipe.seed})"
+        after = f"after {epochs} epoch{'s' if epochs > 1 else ''}, in {duration(best.seconds)}"
+        figures = f"{name} {self.shown(best.value)}, {seeds}, {after}: the best of {self.counts()}. It was selected by"
+        figures += " this figure, which is therefore higher than that of new runs; the test split was not used."
         lines = [
             f"The best of a search: trial {best.number}.",
             "",
             f"python launch.py train --config={path}",
             "",
-            f"{name.capitalize()} {self.shown(best.value)}, {seeds}, after {self.best_recipe.epochs} epochs, in"
-            f" {duration(best.seconds)};",
-            f"{self.recipe.data.validation} images were held out. The best of {self.counts()}.",
-            "It was selected by this figure, which is therefore higher than that of new runs; the test split was not",
-            "used.",
+            *textwrap.wrap(figures, 120),
             "",
             "Searched:",
             *(f"    {path} = {value!r}" for path, value in self.changes(best).items()),

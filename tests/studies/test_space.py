@@ -6,6 +6,7 @@ import cifar_jax as cj
 from cifar_jax.runs.recipes import shipped_recipes
 from cifar_jax.studies.space import (
     alternatives,
+    by_field,
     check_space,
     choice,
     describe,
@@ -63,6 +64,15 @@ def test_alternatives_draw_the_fields_of_one_section():
         "data.mean", "epochs", "model.dropout", "optimizer.adamw.learning_rate", "optimizer.name"
     ]  # fmt: skip
     assert last.drawn["data.mean"] == "(0.5,)"
+
+
+def test_parameters_of_alternatives_are_shown_by_field():
+    drawn = Drawing(-1)
+    suggest(SPACE, drawn)
+    assert by_field(SPACE, drawn.drawn) == {
+        "epochs": 5, "model.dropout": 0.5, "data.mean": "(0.5,)", "optimizer.name": "adamw",
+        "optimizer.learning_rate": 1e-2,
+    }  # fmt: skip
 
 
 def test_examples_hold_every_choice_and_both_ends_of_every_range():

@@ -137,7 +137,7 @@ def test_the_best_recipe_trains_as_it_is(finished, tmp_path):
     assert loaded.batch_size == best.parameters["batch_size"]
     assert loaded.optimizer.learning_rate == best.parameters["optimizer.learning_rate"]
     docstring = ast.get_docstring(ast.parse(text))
-    for words in (f"trial {best.number}", f"{best.value:.2%}", "1 seed (0)", "4 epochs", "The best of 4 trials"):
+    for words in (f"trial {best.number}", f"{best.value:.2%}", "1 seed (0)", "4 epochs", "the best of 4 trials"):
         assert words in docstring
     again = cj.fit(loaded, tmp_path, data=DATA, evaluate="validation", progress=False)
     assert again.evaluation.accuracy == best.value
