@@ -38,7 +38,7 @@ class TrialRecord:
     reason: str  # why it failed
     retries: int  # attempts after the first, but for those that a signal made necessary
     reports: int  # values so far: one for each epoch, or for each seed where a trial has several
-    seconds: float  # of all attempts that were told
+    seconds: float  # of the last attempt: nobody knows when a process that was killed ended
 
     @property
     def is_over(self) -> bool:
@@ -79,7 +79,7 @@ def _record(number: int, every: Sequence[Any], folder: Path) -> TrialRecord:
         reason=_reason(last, len(every)),
         retries=retries,
         reports=len(last.intermediate_values),
-        seconds=sum(trial.duration.total_seconds() for trial in every if trial.duration),
+        seconds=last.duration.total_seconds() if last.duration else 0.0,
     )
 
 
