@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cifar_jax.runs.workdir import Run, load_classifier, load_run
     from cifar_jax.studies.compare import compare
     from cifar_jax.studies.sweep import ablate, sweep
+    from cifar_jax.studies.tune import tune
     from cifar_jax.training.objectives import Batch, Objective
 
 __version__ = "0.1.0"
@@ -67,6 +68,7 @@ MODULES = {
     "report": "reports.report",
     "robustness": "runs.robustness",
     "sweep": "studies.sweep",
+    "tune": "studies.tune",
 }
 
 __all__ = [
@@ -98,6 +100,7 @@ __all__ = [
     "report",
     "robustness",
     "sweep",
+    "tune",
 ]
 
 

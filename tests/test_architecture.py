@@ -33,7 +33,8 @@ PACKAGES: dict[str, list[str]] = {
     "inference": ["outputs", "sorting", "predict", "search", "index_files", "sheet", "similar"],
     "studies": [
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
-        "plan", "progress", "study", "sweep",
+        "plan", "progress", "study", "sweep", "space", "storage", "trials", "hyperband", "pruning", "tune_file",
+        "recipe_file", "tuned", "tune",
     ],
     "reports": [
         "sinks", "figures", "plots", "gallery", "run_report", "report", "audit_folds", "audit_accuracy", "audit_labels",

@@ -47,14 +47,22 @@ def read_recipe(path: Path) -> ConfigDict:
 
 
 def _get_config(file: Path) -> ConfigDict:
-    spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
+    return call_file(file, "get_config", "recipe", "neither a .py nor a .json file", "configs/cnn.py")
+
+
+def call_file(file: Path, function: str, kind: str, fault: str, example: str) -> Any:
+    """What `function` of a Python file returns.
+
+    Raises InputError where the file cannot be read, which `fault` says of one of another form, or has no such function.
+    """
+    spec = importlib.util.spec_from_file_location(f"{kind}_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise InputError(f"recipe '{file}' is neither a .py nor a .json file")
+        raise InputError(f"{kind} '{file}' is {fault}")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise InputError(f"recipe '{file}' cannot be read: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise InputError(f"recipe '{file}' defines no get_config(); see configs/cnn.py for the form")
-    return module.get_config()
+        raise InputError(f"{kind} '{file}' cannot be read: {error}") from error
+    if not hasattr(module, function):
+        raise InputError(f"{kind} '{file}' defines no {function}(); see {example} for the form")
+    return getattr(module, function)()

@@ -376,9 +376,16 @@ def update_record(workdir: Path, **facts: Any) -> None:
     write_sealed(workdir / "run.json", (read_record(workdir) or {}) | facts)
 
 
+class LockedError(InputError):
+    """Another process holds the lock of a folder."""
+
+
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Makes the workdir and keeps other processes out of it; a killed process leaves no lock behind."""
+    """Makes the workdir and keeps other processes out of it; a killed process leaves no lock behind.
+
+    Raises LockedError where another process is in it.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -388,5 +395,6 @@ def locked(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"folder '{workdir}' is in use by another process; wait for it or name another") from error
+            what = f"folder '{workdir}' is in use by another process; wait for it or name another"
+            raise LockedError(what) from error
         yield

@@ -60,6 +60,42 @@ class Options:
     progress: bool = True
 
 
+def with_dtype(recipe: Any, stored: Mapping[str, Any] | None) -> Any:
+    """dtype="auto" as the stored study began, or for this machine: an arm has one dtype."""
+    if recipe.dtype != "auto":
+        return recipe
+    return override(recipe, {"dtype": stored["recipe"]["dtype"] if stored else compute_dtype("auto")})
+
+
+def load_data(recipe: Any, options: Options) -> dict[str, arrays.Split]:
+    """The splits of a study, without test where they are loaded by name. Raises InputError without a validation
+    split."""
+    loaded = lambda: load_splits(recipe.data, False, options.data_dir, options.progress)
+    data = arrays.splits(options.data) if options.data else loaded()
+    if not recipe.data.validation and "validation" not in data:
+        raise InputError(
+            "a study compares its runs on a validation split, and data.validation is 0; set a number of images,"
+            " for example --config.data.validation=5000"
+        )
+    return data
+
+
+def define(
+    command: str,
+    recipe: Any,
+    arms: Sequence[StudyArm],
+    seeds: tuple[int, ...],
+    data: Mapping[str, arrays.Split],
+    options: Options,
+) -> Definition:
+    """All that decides the results of a study, as it is stored."""
+    digests = {name: split.digest for name, split in data.items() if name != "test"}
+    base = to_json(with_functions(recipe, options.functions))
+    prints = {name: fingerprint(value) for name, value in options.functions.items()}
+    context = data_digest(options.context) if options.context is not None else None
+    return Definition(command, base, tuple(arms), seeds, prints, digests, context)
+
+
 class Study:
     """A study and its folder. Making one checks all arms and writes nothing."""
 
@@ -77,30 +113,16 @@ class Study:
             raise InputError(f"{what}; ask for fewer, or set max_runs to {count}")
         if (self.folder / "run.json").exists():
             raise InputError(f"'{self.folder}' is the workdir of a run; name another folder for the study")
+        if (self.folder / "tune.json").exists():
+            raise InputError(f"'{self.folder}' is the folder of a search by tune; name another folder for the study")
         self.stored = read_study(self.folder)
-        self.recipe = self._with_dtype(recipe)
-        loaded = lambda: load_splits(recipe.data, False, options.data_dir, options.progress)
-        self.data = arrays.splits(options.data) if options.data else loaded()
-        if not recipe.data.validation and "validation" not in self.data:
-            raise InputError(
-                "a study compares its runs on a validation split, and data.validation is 0; set a number of images,"
-                " for example --config.data.validation=5000"
-            )
+        self.recipe = with_dtype(recipe, self.stored)
+        self.data = load_data(recipe, options)
         resolved = [self._check(arm, chosen[-1]) for arm in arms]
-        digests = {name: split.digest for name, split in self.data.items() if name != "test"}
-        base = to_json(with_functions(self.recipe, options.functions))
-        prints = {name: fingerprint(value) for name, value in options.functions.items()}
-        context = data_digest(options.context) if options.context is not None else None
-        self.wanted = Definition(command, base, tuple(arms), chosen, prints, digests, context)
+        self.wanted = define(command, self.recipe, arms, chosen, self.data, options)
         self._extend()
         self.resolved = {arm.folder: own for arm, own in zip(self.definition.arms, resolved, strict=True)}
         self._writing = Lock()
-
-    def _with_dtype(self, recipe: Any) -> Any:
-        """dtype="auto" as the study began, or for this machine: an arm has one dtype."""
-        if recipe.dtype != "auto":
-            return recipe
-        return override(recipe, {"dtype": self.stored["recipe"]["dtype"] if self.stored else compute_dtype("auto")})
 
     def _load(self, split: str) -> arrays.Split:
         return load_split(self.recipe.data, split, self.options.data_dir, self.options.progress)

@@ -1,0 +1,174 @@
+"""The trials of a study as users count them, and those whose process has died.
+
+A trial has one or more attempts; each is a trial of Optuna. Later attempts continue the first one: they have its
+parameters, its intermediate values, and its folder, and carry its number. Attributes: system "failed_trial" and
+"retry_history", as Optuna's own retries, for its tools; user "original", the first number; "host", where it runs;
+"reason", why it failed; "interruptions", attempts that a signal ended.
+"""
+
+import contextlib
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cifar_jax.runs.workdir import LockedError, locked
+from cifar_jax.studies.storage import optuna_library, quiet_optuna
+
+MAX_RETRIES = 3
+FINISHED, PRUNED, FAILED, RUNNING, WAITING = "finished", "pruned", "failed", "running", "waiting"
+INTERRUPTED = "interrupted"  # its process has died, and the next worker queues it again
+RUNG = "completed_rung_"  # begins the attributes in which Optuna's successive halving notes a trial's values
+MARK = "interrupted"  # a file in a trial's folder: a signal ended its process
+
+
+class UntoldError(BaseException):
+    """Ends an attempt without a result, so that the trial is continued; no failure of the trial."""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial with all its attempts."""
+
+    number: int  # of its first attempt
+    status: str
+    value: float | None  # of the objective; of a pruned trial the last that was reported
+    parameters: dict[str, Any]  # name in the space -> value
+    reason: str  # why it failed
+    retries: int  # attempts after the first, but for those that a signal made necessary
+    reports: int  # values so far: one for each epoch, or for each seed where a trial has several
+    seconds: float  # of the last attempt: nobody knows when a process that was killed ended
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in (FINISHED, PRUNED, FAILED)
+
+
+def number_of(trial: Any) -> int:
+    """The number of the first attempt."""
+    return int(trial.user_attrs.get("original", trial.number))
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """Of the runs of a trial, whatever the attempt."""
+    return folder / "trials" / str(number)
+
+
+def attempts(study: Any) -> dict[int, list[Any]]:
+    """First number -> the attempts, in their order."""
+    found: dict[int, list[Any]] = {}
+    for trial in study.get_trials(deepcopy=True):
+        found.setdefault(number_of(trial), []).append(trial)
+    return found
+
+
+def read_trials(study: Any, folder: Path) -> list[TrialRecord]:
+    """All trials, by number."""
+    return [_record(number, every, folder) for number, every in sorted(attempts(study).items())]
+
+
+def _record(number: int, every: Sequence[Any], folder: Path) -> TrialRecord:
+    last = every[-1]
+    retries = len(every) - 1 - last.user_attrs.get("interruptions", 0)
+    return TrialRecord(
+        number=number,
+        status=_status(last, retries, trial_folder(folder, number)),
+        value=last.value if last.state.is_finished() else None,
+        parameters=last.params,
+        reason=_reason(last, len(every)),
+        retries=retries,
+        reports=len(last.intermediate_values),
+        seconds=last.duration.total_seconds() if last.duration else 0.0,
+    )
+
+
+def _status(last: Any, retries: int, folder: Path) -> str:
+    name = last.state.name
+    if name == "FAIL" and is_lost(last) and retries - (folder / MARK).exists() < MAX_RETRIES:
+        return INTERRUPTED
+    if name == "RUNNING" and not is_foreign(last) and is_free(folder):
+        return INTERRUPTED
+    return {"COMPLETE": FINISHED, "PRUNED": PRUNED, "FAIL": FAILED, "RUNNING": RUNNING, "WAITING": WAITING}[name]
+
+
+def _reason(last: Any, count: int) -> str:
+    if last.state.name != "FAIL":
+        return ""
+    died = f"its process ended without a result {count} times"
+    return str(last.user_attrs.get("reason", died))
+
+
+def is_lost(trial: Any) -> bool:
+    """Whether an attempt has no result: it is running, or was marked as failed although no run of it failed."""
+    return trial.state.name == "RUNNING" or (trial.state.name == "FAIL" and "reason" not in trial.user_attrs)
+
+
+def is_foreign(trial: Any) -> bool:
+    """Whether it runs on another machine: the locks of a network file system may be known to one machine only."""
+    return trial.user_attrs.get("host", socket.gethostname()) != socket.gethostname()
+
+
+def is_free(folder: Path) -> bool:
+    """Whether no process holds the lock of a trial, or of one of its runs."""
+    if not folder.exists():
+        return True
+    try:
+        with contextlib.ExitStack() as stack:
+            for each in (folder, *(path.parent for path in folder.glob("*/.lock"))):
+                stack.enter_context(locked(each))
+    except LockedError:
+        return False
+    return True
+
+
+def requeue_lost(study: Any, folder: Path) -> list[int]:
+    """Queues trials again whose process has died; call it inside `queue_lock`. Returns their numbers.
+
+    On this machine a lock says whether a trial has an owner; of those on others, Optuna's heartbeat must have stopped
+    too. A trial that was queued again MAX_RETRIES times fails, unless signals ended its attempts.
+    """
+    optuna = optuna_library()
+    with quiet_optuna():
+        optuna.storages.fail_stale_trials(study)
+        queued = []
+        for number, every in attempts(study).items():
+            place = trial_folder(folder, number)
+            # A kill between the two writes of `_queue_again` leaves an attempt that runs beside its successor.
+            dead = [trial for trial in every[:-1] if trial.state.name == "RUNNING"]
+            if is_lost(every[-1]) and not (every[-1].state.name == "RUNNING" and is_foreign(every[-1])):
+                dead += every[-1:]
+            if dead and is_free(place):
+                if dead[-1] is every[-1] and _queue_again(study, number, every, place):
+                    queued.append(number)
+                for trial in dead:
+                    study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+    return queued
+
+
+def _queue_again(study: Any, number: int, every: Sequence[Any], place: Path) -> bool:
+    """Adds the next attempt, before the last one is marked as failed, so that a kill loses neither; False where none
+    is left."""
+    optuna, last = optuna_library(), every[-1]
+    interrupted = (place / MARK).exists()
+    interruptions = last.user_attrs.get("interruptions", 0) + interrupted
+    history = [trial.number for trial in every]
+    if len(history) - interruptions > MAX_RETRIES:
+        return False
+    kept = {name: value for name, value in last.user_attrs.items() if name not in ("host", "reason")}
+    # A rung of Hyperband at the last report may have been noted and not yet decided: it is decided again.
+    newest = last.intermediate_values.get(last.last_step)
+    rungs = [name for name, value in last.system_attrs.items() if name.startswith(RUNG) and value == newest]
+    system = {name: value for name, value in last.system_attrs.items() if name not in rungs}
+    study.add_trial(
+        optuna.create_trial(
+            state=optuna.trial.TrialState.WAITING,
+            params=last.params,
+            distributions=last.distributions,
+            user_attrs={**kept, "original": number, "interruptions": interruptions},
+            system_attrs={**system, "failed_trial": number, "retry_history": history},
+            intermediate_values=last.intermediate_values,
+        )
+    )
+    (place / MARK).unlink(missing_ok=True)
+    return True

@@ -1,0 +1,109 @@
+"""The folder of a hyper-parameter search.
+
+tune.json     format, "id", whether it is "begun" in the storage, "storage": its address without a password or null for
+              trials.db, "definition" (see `definition`) and the search: "space", "metric", "sampler", "pruner"; and
+              "digest" of all this
+trials.db     the trials, where no other storage was asked for (see `storage`)
+trials.csv    the same trials, for other programs
+best.py       the recipe of the best trial
+plots/        importance of the parameters, history and slices, where plotly is installed
+trials/<n>/seed<s>/    the workdir of each run
+"""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from cifar_jax.errors import InputError
+from cifar_jax.runs.files import read_json, unsealed, write_sealed
+from cifar_jax.studies.definition import Definition, extended
+from cifar_jax.studies.storage import connect, shown
+
+FORMAT = 1
+FILE = "tune.json"
+SEARCH = ("space", "metric", "sampler", "pruner")
+IDENTITY = "cifar_jax"  # the attribute of Optuna's study that holds the id of the folder
+
+
+def read_tune(folder: Path) -> dict[str, Any] | None:
+    """tune.json; None where there is none. Raises InputError where it is damaged or of another format, or the folder
+    holds something else."""
+    for name, what in (("run.json", "the workdir of a run"), ("study.json", "the folder of another study")):
+        if (folder / name).exists():
+            raise InputError(f"'{folder}' is {what}; name another folder for the search")
+    path = folder / FILE
+    if not path.exists():
+        return None
+    stored = read_json(path)
+    if isinstance(stored, dict) and stored.get("format", FORMAT) != FORMAT:
+        raise InputError(f"'{folder}' holds a search of format {stored['format']}, and this version reads {FORMAT}")
+    if (tune := unsealed(stored)) is None:
+        raise InputError(f"{path} is damaged, or was changed; restore it, or name another folder")
+    return tune
+
+
+def check_same(folder: Path, stored: dict[str, Any], wanted: Definition, search: dict[str, Any], recipe: Any) -> None:
+    """Raises InputError, naming what differs, where the folder holds another search."""
+    refuse = lambda what: InputError(f"'{folder}' holds another study ({what}); name another folder")
+    known = Definition.from_json(stored["definition"])
+    if known.seeds != wanted.seeds:
+        raise refuse(f"of {len(known.seeds)} seeds a trial from seed {known.seeds[0]} on")
+    extended(known, wanted, folder, recipe)
+    for name in SEARCH:
+        if stored[name] != search[name]:
+            raise refuse(f"{name}: {stored[name]} -> {search[name]}")
+
+
+def check_address(folder: Path, stored: dict[str, Any], address: Any, given: str | None) -> None:
+    """Raises InputError where the search in the folder is kept elsewhere."""
+    if stored["storage"] != (shown(address) if given else None):
+        where = f"--storage='{stored['storage']}'" if stored["storage"] else "its own folder, without --storage"
+        raise InputError(f"the trials of the study in '{folder}' are kept in {where}; ask for the same")
+
+
+def check_owner(storage: Any, address: Any, name: str, own: str | None) -> bool:
+    """Whether the storage has the study of the folder whose id is `own`.
+
+    Raises InputError where a study of that name belongs to another folder.
+    """
+    import optuna
+
+    if name not in {study.study_name for study in storage.get_all_studies()}:
+        return False
+    study = optuna.load_study(study_name=name, storage=storage)
+    owner = study.user_attrs.get(IDENTITY)
+    # A kill between the two writes of `open_study` leaves a study that nobody owns, and that has no trials.
+    if owner != own and (owner or study.trials):
+        raise InputError(
+            f"storage '{shown(address)}' holds a study '{name}' that belongs to another folder; choose another storage,"
+            " or another name of the folder"
+        )
+    return True
+
+
+def open_study(folder: Path, stored: dict[str, Any] | None, facts: dict[str, Any], address: Any, **more: Any) -> Any:
+    """Optuna's study of the folder, begun if it is new; call it inside `queue_lock`. `more` are its pruner and
+    direction.
+
+    Raises InputError where the storage cannot be reached, or has another study of that name, or has lost this one.
+    """
+    import optuna
+
+    storage, name = connect(address), study_name(folder)
+    stored = stored or {"format": FORMAT, "id": uuid.uuid4().hex, "begun": False, **facts}
+    there = check_owner(storage, address, name, stored["id"])
+    if stored["begun"] and not there:
+        where = f"storage '{shown(address)}' holds no study '{name}', which '{folder}' began in it"
+        raise InputError(f"{where}; correct the address, or restore the database")
+    if not stored["begun"]:
+        write_sealed(folder / FILE, stored)
+    study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, **more)
+    if not stored["begun"]:
+        study.set_user_attr(IDENTITY, stored["id"])
+        write_sealed(folder / FILE, {**stored, "begun": True})
+    return study
+
+
+def study_name(folder: Path) -> str:
+    """The name of the folder's study in a storage."""
+    return folder.resolve().name
