@@ -15,7 +15,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +110,10 @@ def audited(recipe: Any, splits: dict[str, Any], kind: str, options: argparse.Na
     noisy = cj.dataset(train.images, labels, train.classes, f"{train.name}_{kind}")
     true = {image.tobytes(): label for image, label in zip(train.images, train.labels.tolist(), strict=True)}
     wrong = noisy.labels != np.array([true[image.tobytes()] for image in noisy.images])
-    start = time.perf_counter()
     found = cj.audit(recipe, options.folder / kind, folds=options.folds, data={**splits, "train": noisy})
     judged = found.labels["train"]
     return {
         "flipped": int(wrong.sum()),
-        "minutes": round((time.perf_counter() - start) / 60, 1),
         "accuracies": found.figures()["accuracies"],
         "out_of_fold_accuracy_on_true_labels": round(
             float((judged.suggested == np.array([true[image.tobytes()] for image in noisy.images])).mean()), 4

@@ -124,7 +124,7 @@ def suggestion_figure(found: Audit, name: str) -> tuple[str, str]:
 def duplicates_text(found: Audit) -> str:
     if not found.duplicates:
         return "No image is a duplicate of another."
-    sentence = f"duplicates.csv has all {len(found.duplicates):,} pairs; a pair across two splits is given first."
+    sentence = f"duplicates.csv has all {len(found.duplicates):,} pairs."
     return f"{sentence} A near duplicate may be a mirror image, or another picture of the same thing."
 
 
