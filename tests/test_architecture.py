@@ -24,9 +24,10 @@ PACKAGES: dict[str, list[str]] = {
     "data": ["source", "download", "cifar", "digits", "store", "check", "arrays", "decoding", "image_folder", "load"],
     "runs": [
         "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
-        "describe", "history", "stopping", "calibration", "classifier", "workdir", "light", "evaluate", "calibrate",
+        "describe", "history", "stopping", "calibration", "classifier", "archive", "workdir", "light", "evaluate", "calibrate",
         "teacher", "pretrained", "loop", "fit",
     ],
+    "inference": ["program", "stablehlo", "onnx_graph", "onnx_operations", "onnx_convert", "torchvision_names", "model_card", "export"],
     "studies": [
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
         "plan", "progress", "study", "sweep",

@@ -15,6 +15,7 @@ BINS = 15  # Guo et al. 2017, section 4
 LEAST = 1e-12  # of a probability whose logarithm is taken: float32 probabilities may be 0
 FEWEST = 20  # images that a temperature is fitted on
 RANGE = (0.05, 20.0)  # in which the temperature is sought
+ACCURACIES = (0.9, 0.95, 0.99)  # for which a threshold is chosen
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,16 @@ class Reliability:
     def error(self) -> float:
         """The expected calibration error (eq. 3): the mean over all images of |accuracy - confidence| of their bin."""
         return float((np.abs(self.accuracies - self.confidences) * self.counts).sum() / max(1, self.counts.sum()))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Of the images whose highest probability is at least `probability`, the fraction `accuracy` or more was classified
+    correctly on the split that it was chosen on; `coverage` is the fraction of all images that they are."""
+
+    accuracy: float
+    probability: float
+    coverage: float
 
 
 def scale(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -80,3 +91,22 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     loss = lambda logarithm: calibration(probabilities, labels, float(np.exp(logarithm))).loss
     bounds = (float(np.log(RANGE[0])), float(np.log(RANGE[1])))
     return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x))
+
+
+def choose_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> tuple[Threshold, ...]:
+    """For each of ACCURACIES the least threshold that keeps the accuracy at that height; none where no image does.
+
+    This is the risk-coverage curve of selective classification (Geifman & El-Yaniv 2017, arXiv 1705.08500), read at
+    fixed accuracies, without their bound on the risk.
+    """
+    confidence, correct = probabilities.max(-1).astype(np.float64), probabilities.argmax(-1) == labels
+    order = np.argsort(-confidence, kind="stable")
+    kept = np.arange(1, len(labels) + 1)
+    accuracies = np.cumsum(correct[order]) / kept
+    last = np.append(np.diff(confidence[order]) != 0, True)  # images of equal confidence are kept together
+    chosen = []
+    for accuracy in ACCURACIES:
+        if len(enough := kept[last & (accuracies >= accuracy)]):
+            least = float(confidence[order[enough[-1] - 1]])
+            chosen.append(Threshold(accuracy, least, float(enough[-1] / len(labels))))
+    return tuple(chosen)

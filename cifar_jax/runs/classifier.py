@@ -8,6 +8,7 @@ import numpy as np
 
 from cifar_jax.errors import InputError
 from cifar_jax.runs import programs
+from cifar_jax.runs.calibration import Threshold
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Classifier:
     weights: dict[str, Any]  # {"params", "batch_stats"}, those that are evaluated
     classes: tuple[str, ...]
     temperature: float = 1.0  # see `calibrate`; logits are divided by it before they become probabilities
+    thresholds: tuple[Threshold, ...] = ()  # of the highest probability, by the accuracy above them; see `calibrate`
 
     def logits(self, images: np.ndarray, views: str | None = None) -> np.ndarray:
         """float32 [N, classes]; `views` as in training.augment.VIEWS, the recipe's if None.

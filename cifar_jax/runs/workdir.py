@@ -27,7 +27,9 @@ from ml_collections import FrozenConfigDict
 
 from cifar_jax import training
 from cifar_jax.errors import InputError
-from cifar_jax.recipe import differences, flatten, freeze, to_json
+from cifar_jax.recipe import differences, flatten, to_json
+from cifar_jax.runs.archive import is_archive, read_archive
+from cifar_jax.runs.calibration import Threshold
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.classifier import Classifier
 from cifar_jax.runs.files import (
@@ -40,8 +42,7 @@ from cifar_jax.runs.files import (
     write_sealed,
 )
 from cifar_jax.runs.fingerprint import differences as function_differences
-from cifar_jax.runs.fingerprint import fingerprint
-from cifar_jax.runs.functions import with_functions
+from cifar_jax.runs.functions import with_known_functions
 from cifar_jax.runs.log import read_metrics
 from cifar_jax.runs.recipes import read_recipe
 from cifar_jax.training.metrics import Evaluation, SplitPredictions
@@ -74,10 +75,12 @@ class Run:
     digests: dict[str, str]  # of each split of the data that the run has seen
     reason: str | None = None  # why it is complete: "finished", "early stopping" or "stopped"; None if it is not
     temperature: float = 1.0  # of the probabilities, see `calibrate`
+    thresholds: tuple[Threshold, ...] = ()  # likewise
 
     @functools.cached_property
     def classifier(self) -> Classifier:
-        return Classifier(self.recipe, training.evaluated_weights(self.state), self.classes, self.temperature)
+        weights = training.evaluated_weights(self.state)
+        return Classifier(self.recipe, weights, self.classes, self.temperature, self.thresholds)
 
     def logits(self, images: np.ndarray, views: str | None = None) -> np.ndarray:
         """As `Classifier.logits`."""
@@ -266,8 +269,13 @@ def load_run(workdir: str | Path, which: str | None = None, **functions: Any) ->
         evaluation=read_evaluation(workdir, "test") or read_evaluation(workdir, "validation"),
         digests=record["data"],
         reason=record["reason"],
-        temperature=record.get("temperature", 1.0),
+        **_calibrated(record),
     )
+
+
+def _calibrated(record: dict[str, Any]) -> dict[str, Any]:
+    thresholds = tuple(Threshold(**each) for each in record.get("thresholds", []))
+    return {"temperature": record.get("temperature", 1.0), "thresholds": thresholds}
 
 
 def without_optimizer(state: Any) -> Any:
@@ -276,15 +284,20 @@ def without_optimizer(state: Any) -> Any:
 
 
 def load_classifier(workdir: str | Path, which: str | None = None, **functions: Any) -> Classifier:
-    """The trained model in `workdir`, without the optimiser's state; arguments as for `load_run`."""
+    """The trained model in `workdir`, without the optimiser's state; arguments as for `load_run`.
+
+    The folder of an archive, which `export` writes, is read as well; it holds one set of weights, so `which` is refused.
+    """
     workdir = Path(workdir)
+    if is_archive(workdir):
+        return read_archive(workdir, which, functions)
     record, recipe = _stored(workdir, functions)
     like = jax.eval_shape(lambda: training.init(recipe))
     like = without_optimizer(like).replace(step=None)
     like = like.replace(params=None, batch_stats=None) if like.average else like.replace(average=None)
     state = _restore(workdir, recipe, record, like, which)
     weights = training.evaluated_weights(state)
-    return Classifier(recipe, weights, read_classes(workdir, record), record.get("temperature", 1.0))
+    return Classifier(recipe, weights, read_classes(workdir, record), **_calibrated(record))
 
 
 def _stored(workdir: Path, functions: Mapping[str, Any]) -> tuple[dict[str, Any], FrozenConfigDict]:
@@ -297,13 +310,7 @@ def _stored(workdir: Path, functions: Mapping[str, Any]) -> tuple[dict[str, Any]
     if damage := damage_of(workdir, record, "recipe.json"):
         raise InputError(f"{workdir / 'recipe.json'} {damage}; the command that trained the run writes it again")
     stored = read_recipe(workdir / "recipe.json")
-    given = {name: function for name, function in functions.items() if name in record["functions"]}
-    for name, function in given.items():
-        old, new = record["functions"][name], fingerprint(function)
-        if old["digest"] != new["digest"]:
-            changed = "; ".join(function_differences({name: old}, {name: new}))
-            warnings.warn(f"the run in '{workdir}' was trained with another {name} ({changed})", stacklevel=3)
-    return record, freeze(with_functions(stored, given))
+    return record, with_known_functions(stored, record["functions"], functions, f"the run in '{workdir}'")
 
 
 def _restore(workdir: Path, recipe: Any, record: dict[str, Any], like: Any, which: str | None) -> Any:

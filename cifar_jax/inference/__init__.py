@@ -1,0 +1,1 @@
+"""Uses of a trained model. Each takes a `Classifier` (cifar_jax/runs/classifier.py); read that first."""
