@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cifar_jax.data.arrays import Split, dataset
     from cifar_jax.errors import InputError
+    from cifar_jax.inference.export import export
     from cifar_jax.models.kernels import forward_mode
     from cifar_jax.process import prepare_process
     from cifar_jax.recipe import override
@@ -47,6 +48,7 @@ MODULES = {
     "compare": "studies.compare",
     "dataset": "data.arrays",
     "evaluate": "runs.evaluate",
+    "export": "inference.export",
     "fit": "runs.fit",
     "forward_mode": "models.kernels",
     "load_classifier": "runs.workdir",
@@ -72,6 +74,7 @@ __all__ = [
     "compare",
     "dataset",
     "evaluate",
+    "export",
     "fit",
     "forward_mode",
     "load_classifier",

@@ -33,6 +33,7 @@ class Command:
 COMMANDS = {
     "train": Command("train", "train a recipe, or resume a run", takes_fields=True),
     "evaluate": Command("evaluate", "evaluate a trained run"),
+    "export": Command("export", "write a trained model for other programs"),
     "list": Command("list", "list models, recipes, runs and more"),
     "ablate": Command("ablate", "train a recipe and changed ones with many seeds, and compare", takes_fields=True),
     "sweep": Command("sweep", "train all combinations of values with many seeds, and compare", takes_fields=True),

@@ -24,10 +24,13 @@ PACKAGES: dict[str, list[str]] = {
     "data": ["source", "download", "cifar", "digits", "store", "check", "arrays", "decoding", "image_folder", "load"],
     "runs": [
         "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
-        "describe", "history", "stopping", "calibration", "classifier", "archive", "workdir", "light", "evaluate", "calibrate",
-        "teacher", "pretrained", "loop", "fit",
+        "describe", "history", "stopping", "calibration", "classifier", "archive", "workdir", "light", "evaluate",
+        "calibrate", "teacher", "pretrained", "loop", "fit",
     ],
-    "inference": ["program", "stablehlo", "onnx_graph", "onnx_operations", "onnx_convert", "torchvision_names", "model_card", "export"],
+    "inference": [
+        "program", "stablehlo", "onnx_graph", "onnx_operations", "onnx_convert", "torchvision_names", "model_card",
+        "export",
+    ],
     "studies": [
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
         "plan", "progress", "study", "sweep",
@@ -155,7 +158,8 @@ def test_importing_the_package_is_light():
         assert not [
             name
             for name in names
-            if name.split(".")[0] in ("tensorflow_datasets", "orbax", "sklearn", "PIL", "safetensors")
+            if name.split(".")[0]
+            in ("tensorflow_datasets", "orbax", "sklearn", "PIL", "safetensors", "onnx", "onnxruntime")
         ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 import cifar_jax
 from cifar_jax.errors import InputError
@@ -33,14 +34,29 @@ def write_onnx(path: Path, classifier: Classifier) -> None:
     It is checked by `onnx.checker`. Raises InputError where onnx is missing, and where a part of the model has no ONNX
     form.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        remedy = "install it with pip install -c constraints.txt -e '.[export]'"
-        raise InputError(f"{FILE} needs the library onnx, which is not installed; {remedy}") from error
+    onnx, _ = libraries()
     model = to_onnx(classifier)
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString())
+
+
+def run_onnx(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The outputs of the file by name, computed by ONNX Runtime on the CPU."""
+    _, runtime = libraries()
+    session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def libraries() -> tuple[Any, Any]:
+    """onnx and onnxruntime. Raises InputError where one is missing."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        remedy = "install it with pip install -c constraints.txt -e '.[export]', or choose other --formats"
+        raise InputError(f"{FILE} needs the library {error.name}, which is not installed; {remedy}") from error
+    return onnx, onnxruntime
 
 
 def to_onnx(classifier: Classifier) -> Any:
@@ -82,11 +98,13 @@ def _equation(graph: Graph, equation: Any, inputs: list[Tensor]) -> list[Tensor]
     name, shapes = equation.primitive.name, [each.aval.shape for each in equation.outvars]
     if name in CALLS:
         inner = equation.params[CALLS[name]]
-        return convert(graph, inner if hasattr(inner, "consts") else jax.extend.core.ClosedJaxpr(inner, ()), inputs)
+        return convert(graph, inner if hasattr(inner, "consts") else ClosedJaxpr(inner, ()), inputs)
     if all(map(is_static, shapes)) and all(each.array is not None and each.held == each.shape for each in inputs):
         return _computed(equation, inputs)
     if name not in OPERATIONS:
-        raise Unsupported(f"JAX's primitive '{name}' has no ONNX form here; cifar_jax/inference/onnx_operations.py lists those that have")
+        raise Unsupported(
+            f"JAX's primitive '{name}' has no ONNX form; cifar_jax/inference/onnx_operations.py lists those that have one"
+        )
     return [OPERATIONS[name](graph, inputs, _parameters(equation))]
 
 

@@ -33,7 +33,7 @@ def _each(graph: Graph, operation: str, inputs: Sequence[Tensor], parameters: Pa
     shape, full = parameters["shape"], [each for each in inputs if each.shape]  # of no axes: the same for all entries
     sizes = zip(*(each.held for each in full), strict=True)
     held = [next((size for size in axis if not (isinstance(size, int) and size == 1)), 1) for axis in sizes]
-    if parameters["dtype"] == bool and operation in ("And", "Or", "Not") and inputs[0].dtype != bool:
+    if operation in ("And", "Or", "Not") and inputs[0].dtype.kind != "b":
         raise Unsupported(f"JAX's primitive '{parameters['primitive']}' on integers has no ONNX form here")
     return graph.node(operation, inputs, shape, parameters["dtype"], held, **attributes)
 

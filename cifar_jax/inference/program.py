@@ -16,8 +16,8 @@ Outputs = dict[str, jax.Array]  # "probabilities" float32 [B, classes], and "emb
 
 
 def inference(classifier: Classifier, dtype: str = "float32") -> Callable[[Any, jax.Array], Outputs]:
-    """(weights, images uint8 [B, H, W, C]) -> the outputs, over the views of the recipe and at the temperature, computed
-    in `dtype`.
+    """(weights, images uint8 [B, H, W, C]) -> the outputs over the recipe's views and at the temperature, computed in
+    `dtype`.
 
     They are those of `Classifier.probabilities` and `Classifier.embeddings`; a model without a module `head` has no
     embedding.

@@ -1,7 +1,8 @@
 """The archive of a trained model: two files that hold all that a `Classifier` is, and that later versions read.
 
 model.safetensors  the evaluated weights, "params/conv1/kernel" and "batch_stats/conv1_norm/mean"
-model.json         format number, architecture, recipe, classes, normalisation, temperature, thresholds, metrics, digests
+model.json         format number, architecture, recipe, classes, normalisation, temperature, thresholds, metrics,
+                   digests
 
 model.json carries its own digest and that of the weights. `architecture`, `image_shape` and `normalisation` repeat what
 the recipe says, for readers without cifar_jax.
@@ -46,7 +47,7 @@ def write_archive(
     Raises InputError where safetensors is missing.
     """
     tensors = flat_weights(classifier.weights)
-    write_bytes(folder / WEIGHTS, _safetensors(folder / WEIGHTS).save(tensors, {"format": "flax"}))
+    write_bytes(folder / WEIGHTS, safetensors_numpy(folder / WEIGHTS).save(tensors, {"format": "flax"}))
     recipe, section = to_json(classifier.recipe), classifier.recipe.data
     description = {
         "format": FORMAT,
@@ -86,7 +87,7 @@ def read_archive(folder: Path, which: str | None = None, functions: Mapping[str,
     recipe = with_known_functions(
         from_json(description["recipe"]), description["functions"], functions or {}, f"the model in '{folder}'"
     )
-    tensors = _safetensors(path).load_file(path)
+    tensors = safetensors_numpy(path).load_file(path)
     return Classifier(
         recipe,
         _weights_of(folder, recipe, tensors),
@@ -131,7 +132,7 @@ def _weights_of(folder: Path, recipe: Any, tensors: Mapping[str, np.ndarray]) ->
     return jax.tree.unflatten(structure, [tensors["/".join(part.key for part in path)] for path, _ in paths])
 
 
-def _safetensors(path: Path) -> Any:
+def safetensors_numpy(path: Path) -> Any:
     """The library. Raises InputError where it is missing."""
     try:
         from safetensors import numpy

@@ -286,7 +286,7 @@ def without_optimizer(state: Any) -> Any:
 def load_classifier(workdir: str | Path, which: str | None = None, **functions: Any) -> Classifier:
     """The trained model in `workdir`, without the optimiser's state; arguments as for `load_run`.
 
-    The folder of an archive, which `export` writes, is read as well; it holds one set of weights, so `which` is refused.
+    The folder of an archive, which `export` writes, is read as well. It holds one set of weights: `which` is refused.
     """
     workdir = Path(workdir)
     if is_archive(workdir):
