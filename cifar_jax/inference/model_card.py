@@ -158,7 +158,7 @@ def _training(run: Run) -> str:
     return "\n".join(
         [
             f"Trained on {run.recipe.data.train_count:,} images of {run.recipe.data.name} by cifar_jax"
-            f" {cifar_jax.__version__}; the run is {state}. `model.json` holds the whole recipe.",
+            f" {cifar_jax.__version__}; the run's state: {state}. `model.json` holds the whole recipe.",
             "",
             "| field | value |",
             "|---|---|",

@@ -103,7 +103,7 @@ def _equation(graph: Graph, equation: Any, inputs: list[Tensor]) -> list[Tensor]
         return _computed(equation, inputs)
     if name not in OPERATIONS:
         raise Unsupported(
-            f"JAX's primitive '{name}' has no ONNX form; cifar_jax/inference/onnx_operations.py lists those that have one"
+            f"JAX's primitive '{name}' has no ONNX form here; add it to OPERATIONS in inference/onnx_operations.py"
         )
     return [OPERATIONS[name](graph, inputs, _parameters(equation))]
 

@@ -248,7 +248,7 @@ def conv_general_dilated(graph: Graph, inputs: Sequence[Tensor], parameters: Par
         pads=_pads(parameters["padding"]),
         group=parameters["feature_group_count"],
     )
-    return graph.transpose(outputs, np.argsort(numbers.out_spec))
+    return graph.transpose(outputs, np.argsort(numbers.out_spec).tolist())
 
 
 def _pads(sides: Sequence[tuple[int, int]]) -> list[int]:
