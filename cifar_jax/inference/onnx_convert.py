@@ -87,7 +87,8 @@ def convert(graph: Graph, closed: Any, inputs: Sequence[Tensor]) -> list[Tensor]
     jaxpr = closed.jaxpr
     values: dict[Any, Tensor] = dict(zip(jaxpr.constvars, map(constant, closed.consts), strict=True))
     values |= zip(jaxpr.invars, inputs, strict=True)
-    read = lambda atom: constant(atom.val) if hasattr(atom, "val") else values[atom]
+    literal = lambda atom: constant(np.asarray(atom.val, atom.aval.dtype))
+    read = lambda atom: literal(atom) if hasattr(atom, "val") else values[atom]
     for equation in jaxpr.eqns:
         outputs = _equation(graph, equation, [read(atom) for atom in equation.invars])
         values |= zip(equation.outvars, outputs, strict=True)

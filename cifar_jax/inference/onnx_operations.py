@@ -167,6 +167,10 @@ def gather(graph: Graph, inputs: Sequence[Tensor], parameters: Parameters) -> Te
     numbers, shape = parameters["dimension_numbers"], parameters["shape"]
     axes = list(numbers.start_index_map)
     whole = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+    if places.array is not None and not numbers.collapsed_slice_dims and places.array.ndim == 1:
+        starts = {axis: int(start) for axis, start in zip(axes, places.array, strict=True)}
+        sizes = parameters["slice_sizes"]  # a block, as of x[:, 2:4]
+        return _sliced(graph, x, [(axis, start, start + sizes[axis], 1) for axis, start in starts.items()], shape)
     plain = places.array is not None and [*numbers.collapsed_slice_dims] == sorted(axes)
     if not plain or list(parameters["slice_sizes"]) != whole or numbers.operand_batching_dims:
         raise Unsupported("JAX's primitive 'gather' has an ONNX form here only for whole slices at constant places")
