@@ -134,8 +134,9 @@ def _check_folder(out: Path, force: bool) -> None:
         return
     if not force:
         raise InputError(f"'{out}' exists; name another folder, or replace an export with --force")
-    foreign = sorted({path.name for path in out.iterdir()} - FILES.keys()) if out.is_dir() else []
-    if out.is_symlink() or not archive.is_archive(out) or foreign:
+    ours = archive.is_archive(out) and not out.is_symlink()
+    foreign = sorted({path.name for path in out.iterdir()} - FILES.keys()) if ours else []
+    if foreign or not ours:
         what = f"holds '{foreign[0]}', which no export wrote" if foreign else "is no export"
         raise InputError(f"'{out}' {what}, so --force does not replace it; name another folder")
 

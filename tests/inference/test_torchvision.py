@@ -22,7 +22,7 @@ from tests import made
 
 pytest.importorskip("safetensors")
 
-from cifar_jax.inference.torchvision_names import torchvision_tensors, write_torchvision  # noqa: E402
+from cifar_jax.inference.torchvision_names import torchvision_tensors, write_torchvision
 
 RESNETS = {
     "CIFAR stem": {"name": "resnet18", "stages": (1, 2), "width": 4},

@@ -28,7 +28,7 @@ def archive(tmp_path):
 
 
 def rewritten(archive, **changes):
-    description = {key: value for key, value in json.loads((archive / DESCRIPTION).read_text()).items()}
+    description = json.loads((archive / DESCRIPTION).read_text())
     description.pop("digest")
     write_sealed(archive / DESCRIPTION, {**description, **changes})
 
@@ -93,7 +93,7 @@ def test_what_is_not_whole_is_refused(spoil, told, archive):
 
 
 def test_an_archive_has_one_set_of_weights(archive):
-    with pytest.raises(cj.InputError, match="which is 'best', and the archive .* holds one set of weights"):
+    with pytest.raises(cj.InputError, match=r"which is 'best', and the archive .* holds one set of weights"):
         cj.load_classifier(archive, "best")
 
 
