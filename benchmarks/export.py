@@ -28,6 +28,7 @@ AGREE = 1e-4
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-python", help="the Python with PyTorch; without it there is no such side")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--rounds", type=int, default=4, help="passes there and back")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the result")
     parser.add_argument("--smoke", action="store_true")
@@ -37,7 +38,7 @@ def main() -> int:
         pythons["torch"] = options.torch_python
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        for model in MODELS[:1] if options.smoke else MODELS:
+        for model in MODELS[:1] if options.smoke else options.models:
             folder = Path(name) / model
             export(model, folder)
             for size, calls in CALLS.items():

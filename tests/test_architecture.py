@@ -28,8 +28,8 @@ PACKAGES: dict[str, list[str]] = {
         "calibrate", "teacher", "pretrained", "loop", "fit",
     ],
     "inference": [
-        "program", "stablehlo", "onnx_graph", "onnx_operations", "onnx_convert", "torchvision_names", "model_card",
-        "export",
+        "program", "stablehlo", "onnx_fold", "onnx_graph", "onnx_operations", "onnx_convert", "torchvision_names",
+        "model_card", "export",
     ],
     "studies": [
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",

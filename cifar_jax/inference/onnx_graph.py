@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cifar_jax.errors import InputError
+from cifar_jax.inference.onnx_fold import fold
 
 OPSET = 18  # of 2022: ONNX Runtime 1.14 and later
 IR_VERSION = 9  # the oldest that carries it with all its types
@@ -138,8 +139,9 @@ class Graph:
             self.nodes.append(helper.make_node("Identity", [self.name_of(self.whole(tensor))], [name]))
         infos = [(tensor.name, tensor) for tensor in self.inputs], list(outputs.items())
         inputs, results = ([self._info(*info) for info in part] for part in infos)
-        stored = [numpy_helper.from_array(array, name) for name, array in self.arrays.items()]
-        graph = helper.make_graph(self.nodes, "cifar_jax", inputs, results, stored)
+        nodes, arrays = fold(self.nodes, self.arrays)
+        stored = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+        graph = helper.make_graph(nodes, "cifar_jax", inputs, results, stored)
         opset = [helper.make_opsetid("", OPSET)]
         return helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION, producer_name=producer)
 

@@ -16,7 +16,7 @@ Parameters = Mapping[str, Any]
 LAST = np.iinfo(np.int64).min  # the end of a Slice that goes backwards to the first entry
 
 ELEMENTWISE = {
-    "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "pow": "Pow",
+    "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "min": "Min", "pow": "Pow",
     "neg": "Neg", "abs": "Abs", "sign": "Sign", "floor": "Floor", "ceil": "Ceil",
     "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "tanh": "Tanh", "logistic": "Sigmoid", "erf": "Erf",
     "sin": "Sin", "cos": "Cos", "eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater",
@@ -89,6 +89,15 @@ def select_n(graph: Graph, inputs: Sequence[Tensor], parameters: Parameters) -> 
     if which.dtype != bool or len(cases) != 2:
         raise Unsupported("JAX's primitive 'select_n' has an ONNX form here for two cases by a bool only")
     return _each(graph, "Where", [which, cases[1], cases[0]], parameters)
+
+
+def max_(graph: Graph, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
+    """Relu where it is one: ONNX Runtime joins it with the convolution before it."""
+    for x, bound in (inputs, inputs[::-1]):
+        zero = bound.array is not None and bound.array.size == 1 and bound.array.item() == 0
+        if zero and x.array is None and x.dtype.kind == "f":
+            return _each(graph, "Relu", [x], parameters)
+    return _each(graph, "Max", inputs, parameters)
 
 
 def clamp(graph: Graph, inputs: Sequence[Tensor], parameters: Parameters) -> Tensor:
@@ -297,6 +306,7 @@ OPERATIONS: dict[str, Callable[[Graph, Sequence[Tensor], Parameters], Tensor]] =
     "log1p": log1p,
     "square": square,
     "integer_pow": integer_pow,
+    "max": max_,
     "ne": ne,
     "select_n": select_n,
     "clamp": clamp,

@@ -223,6 +223,28 @@ def test_an_unknown_primitive_of_a_model_is_named():
         onnx_convert.to_onnx(given)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "convnet", "speedrun94"])
+def test_normalisations_go_into_the_convolutions(name):
+    """What is left between a convolution and the next are the activation, the pooling and the residual sum."""
+    nodes = onnx_convert.to_onnx(classifier({"name": name, **TINY[name]})).graph.node
+    made_by = {node.output[0]: node.op_type for node in nodes}
+    behind = [node for node in nodes if any(made_by.get(name) == "Transpose" for name in node.input)]
+    assert "Conv" in {node.op_type for node in nodes}
+    assert not {node.op_type for node in behind} & {"Sub", "Mul"}
+
+
+def test_a_convolution_that_two_nodes_see_stays_as_it_is():
+    """Its outputs with the factor and without it are both needed."""
+
+    def both(x):
+        y = lax.conv_general_dilated(
+            x, np.ones((1, 1, 2, 2), np.float32), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return y * np.float32(3) + jnp.tanh(y) - np.array([1, 2], np.float32)
+
+    np.testing.assert_allclose(run_converted(both, X), both(X), rtol=1e-5, atol=1e-5)
+
+
 def test_weights_that_are_equal_are_stored_once():
     given = classifier({"name": "cnn", "width": 4, "kernel_size": 3, "hidden": 8}, **{"evaluation.views": "mirror"})
     one = classifier({"name": "cnn", "width": 4, "kernel_size": 3, "hidden": 8})
