@@ -24,8 +24,8 @@ def fold(nodes: Iterable[Any], arrays: Mapping[str, np.ndarray]) -> tuple[list[A
         if found is None:
             kept[node.output[0]] = node
             continue
-        convolution, transpose, values = found
-        kept[convolution.output[0]] = _changed(convolution, node.op_type, values, arrays)
+        convolution, transpose, constant = found
+        kept[convolution.output[0]] = _changed(convolution, node.op_type, constant, arrays)
         del kept[transpose.output[0]]
         moved = type(transpose)()
         moved.CopyFrom(transpose)
@@ -36,7 +36,7 @@ def fold(nodes: Iterable[Any], arrays: Mapping[str, np.ndarray]) -> tuple[list[A
 
 
 def _behind_convolution(node: Any, kept: Mapping[str, Any], arrays: Mapping[str, np.ndarray], uses: Any) -> Any:
-    """The Conv and the Transpose that only this node sees, and the constant that it applies; None otherwise."""
+    """The Conv and the Transpose that only this node sees, and the constant applied; None otherwise."""
     if node.op_type not in ("Add", "Sub", "Mul"):
         return None
     pair = list(node.input)
@@ -53,22 +53,28 @@ def _behind_convolution(node: Any, kept: Mapping[str, Any], arrays: Mapping[str,
     of_channels = values.size in (1, values.shape[-1] if values.ndim else 1)
     if convolution is None or convolution.op_type != "Conv" or not alone or not of_channels:
         return None
-    return (convolution, transpose, values) if convolution.input[1] in arrays else None
+    return (convolution, transpose, pair[1]) if convolution.input[1] in arrays else None
 
 
-def _changed(convolution: Any, operation: str, values: np.ndarray, arrays: dict[str, np.ndarray]) -> Any:
-    """The convolution with other weights, which are added to the arrays."""
-    weights = arrays[convolution.input[1]].astype(np.float64)
-    bias = arrays[convolution.input[2]] if len(convolution.input) > 2 else np.zeros(len(weights))
-    values = np.broadcast_to(values.astype(np.float64).reshape(-1), len(weights))
+def _changed(convolution: Any, operation: str, constant: str, arrays: dict[str, np.ndarray]) -> Any:
+    """The convolution with other weights, which are added to the arrays.
+
+    Their names say what they were made of: convolutions of the same weights, one for each view, share them.
+    """
+    kernel, *rest = convolution.input[1:]
+    bias = rest[0] if rest else f"{kernel}_bias"
+    weights, offsets = arrays[kernel].astype(np.float64), arrays.get(bias, np.zeros(len(arrays[kernel])))
+    values = np.broadcast_to(arrays[constant].astype(np.float64).reshape(-1), len(weights))
+    new_kernel, new_bias = kernel, f"{bias}_{operation.lower()}_{constant}"
     if operation == "Mul":
-        weights, bias = weights * values.reshape(-1, 1, 1, 1), bias * values
+        new_kernel = f"{kernel}_mul_{constant}"
+        arrays[new_kernel] = np.asarray(weights * values.reshape(-1, 1, 1, 1), np.float32)
+        offsets = offsets * values
     else:
-        bias = bias + values if operation == "Add" else bias - values
-    changed, name = type(convolution)(), convolution.output[0]
+        offsets = offsets + values if operation == "Add" else offsets - values
+    arrays[new_bias] = np.asarray(offsets, np.float32)
+    changed = type(convolution)()
     changed.CopyFrom(convolution)
     del changed.input[1:]
-    for part, array in (("weights", weights), ("bias", bias)):
-        arrays[f"{name}.{part}"] = np.asarray(array, np.float32)
-        changed.input.append(f"{name}.{part}")
+    changed.input.extend([new_kernel, new_bias])
     return changed
