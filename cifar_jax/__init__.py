@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cifar_jax.data.arrays import Split, dataset
     from cifar_jax.errors import InputError
+    from cifar_jax.inference.export import export
     from cifar_jax.inference.index_files import load_index
     from cifar_jax.inference.similar import build_index, find_similar
     from cifar_jax.models.kernels import forward_mode
@@ -55,6 +56,7 @@ MODULES = {
     "compare": "studies.compare",
     "dataset": "data.arrays",
     "evaluate": "runs.evaluate",
+    "export": "inference.export",
     "find_similar": "inference.similar",
     "fit": "runs.fit",
     "forward_mode": "models.kernels",
@@ -87,6 +89,7 @@ __all__ = [
     "compare",
     "dataset",
     "evaluate",
+    "export",
     "find_similar",
     "fit",
     "forward_mode",

@@ -27,10 +27,13 @@ PACKAGES: dict[str, list[str]] = {
     ],
     "runs": [
         "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
-        "describe", "history", "stopping", "calibration", "thresholds", "classifier", "environment", "workdir", "light",
-        "evaluate", "calibrate", "robustness", "teacher", "pretrained", "loop", "fit",
+        "describe", "history", "stopping", "calibration", "thresholds", "classifier", "archive", "environment",
+        "workdir", "light", "evaluate", "calibrate", "robustness", "teacher", "pretrained", "loop", "fit",
     ],
-    "inference": ["outputs", "sorting", "predict", "search", "index_files", "sheet", "similar"],
+    "inference": [
+        "outputs", "sorting", "predict", "search", "index_files", "sheet", "similar", "program", "stablehlo",
+        "onnx_fold", "onnx_graph", "onnx_operations", "onnx_convert", "torchvision_names", "model_card", "export",
+    ],
     "studies": [
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
         "plan", "progress", "study", "sweep", "space", "storage", "trials", "hyperband", "pruning", "tune_file",
@@ -162,7 +165,8 @@ def test_importing_the_package_is_light():
         assert not [
             name
             for name in names
-            if name.split(".")[0] in ("tensorflow_datasets", "orbax", "sklearn", "PIL", "safetensors")
+            if name.split(".")[0]
+            in ("tensorflow_datasets", "orbax", "sklearn", "PIL", "safetensors", "onnx", "onnxruntime")
         ]
 
 

@@ -1,1 +1,1 @@
-"""Uses of a trained model. Start reading at predict.py: images by name; similar.py searches by similarity."""
+"""Uses of a trained model. Each takes a `Classifier` (cifar_jax/runs/classifier.py): read that file first."""

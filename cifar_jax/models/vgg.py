@@ -66,7 +66,7 @@ class VGG(nn.Module):
         hidden = choice("classifier", self.classifier, CLASSIFIERS)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         wide, init = at_least_float32(self.dtype), nn.initializers.he_normal()
-        x = adaptive_average_pool(x, (7, 7)).reshape(len(x), -1) if hidden else x.mean((1, 2), dtype=wide)
+        x = adaptive_average_pool(x, (7, 7)).reshape(x.shape[0], -1) if hidden else x.mean((1, 2), dtype=wide)
         for number in range(hidden):
             settings = {"dtype": self.dtype, "param_dtype": wide, "kernel_init": init}
             dense = nn.Dense(64 * self.width, name=f"hidden{number + 1}", **settings)

@@ -1,11 +1,13 @@
 """Functions and modules of the caller's in place of the names in a recipe."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from cifar_jax.recipe import override
+from cifar_jax.recipe import freeze, override
+from cifar_jax.runs.fingerprint import differences, fingerprint
 
 
 def with_functions(recipe: Any, functions: Mapping[str, Any]) -> ConfigDict:
@@ -17,3 +19,19 @@ def with_functions(recipe: Any, functions: Mapping[str, Any]) -> ConfigDict:
     if "optimizer.name" in given:
         given["optimizer.learning_rate"] = recipe.optimizer.learning_rate
     return override(recipe, given)
+
+
+def with_known_functions(
+    recipe: Any, known: Mapping[str, Any], functions: Mapping[str, Any], owner: str
+) -> FrozenConfigDict:
+    """The recipe with those of the caller's functions that a run was trained with; `known` are their fingerprints.
+
+    A function that is another one is used all the same, and a warning says what differs.
+    """
+    given = {name: function for name, function in functions.items() if name in known}
+    for name, function in given.items():
+        old, new = known[name], fingerprint(function)
+        if old["digest"] != new["digest"]:
+            changed = "; ".join(differences({name: old}, {name: new}))
+            warnings.warn(f"{owner} was trained with another {name} ({changed})", stacklevel=4)
+    return freeze(with_functions(recipe, given))

@@ -14,6 +14,7 @@ afresh, and a warning says so, where the number of classes differs or the file h
     VGG     Convolution_n, BatchNorm_n     features.m                  the same
             hidden1, hidden2               classifier.0, .3            pre_logits.fc1, .fc2 (convolutions)
             head                           classifier.6                head.fc
+            head, without hidden layers    classifier                  -
     arrays  kernel [h, w, in, out]         weight [out, in, h, w]
             kernel [in, out]               weight [out, in]
             scale, bias                    weight, bias
@@ -211,8 +212,9 @@ def _vgg(model: VGG, tensors: Tensors) -> tuple[dict[str, str], tuple[str, ...]]
         position += 1
     timm = any(name.startswith(("pre_logits.", "head.")) for name in tensors)
     head = ("pre_logits.fc1", "pre_logits.fc2", "head.fc") if timm else ("classifier.0", "classifier.3", "classifier.6")
-    if model.classifier == "average":
-        return modules, head
+    if model.classifier == "average":  # torchvision has no such head: a single layer takes the place of its classifier
+        alone = not tensors or "classifier.weight" in tensors
+        return (modules | {HEAD: "classifier"}, ("classifier",)) if alone else (modules, head)
     return modules | dict(zip(("hidden1", "hidden2", HEAD), head, strict=True)), head[-1:]
 
 

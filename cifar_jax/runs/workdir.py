@@ -25,7 +25,8 @@ from ml_collections import FrozenConfigDict
 
 from cifar_jax import training
 from cifar_jax.errors import InputError
-from cifar_jax.recipe import differences, flatten, freeze, to_json
+from cifar_jax.recipe import differences, flatten, to_json
+from cifar_jax.runs.archive import is_archive, read_archive
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.classifier import Classifier
 from cifar_jax.runs.environment import environment
@@ -39,8 +40,7 @@ from cifar_jax.runs.files import (
     write_sealed,
 )
 from cifar_jax.runs.fingerprint import differences as function_differences
-from cifar_jax.runs.fingerprint import fingerprint
-from cifar_jax.runs.functions import with_functions
+from cifar_jax.runs.functions import with_known_functions
 from cifar_jax.runs.log import read_metrics
 from cifar_jax.runs.recipes import read_recipe
 from cifar_jax.runs.thresholds import Threshold
@@ -291,8 +291,13 @@ def without_optimizer(state: Any) -> Any:
 
 
 def load_classifier(workdir: str | Path, which: str | None = None, **functions: Any) -> Classifier:
-    """The trained model in `workdir`, without the optimiser's state; arguments as for `load_run`."""
+    """The trained model in `workdir`, without the optimiser's state; arguments as for `load_run`.
+
+    The folder of an archive, which `export` writes, is read as well. It holds one set of weights: `which` is refused.
+    """
     workdir = Path(workdir)
+    if is_archive(workdir):
+        return read_archive(workdir, which, functions)
     record, recipe = _stored(workdir, functions)
     like = jax.eval_shape(lambda: training.init(recipe))
     like = without_optimizer(like).replace(step=None)
@@ -313,13 +318,7 @@ def _stored(workdir: Path, functions: Mapping[str, Any]) -> tuple[dict[str, Any]
     if damage := damage_of(workdir, record, "recipe.json"):
         raise InputError(f"{workdir / 'recipe.json'} {damage}; the command that trained the run writes it again")
     stored = read_recipe(workdir / "recipe.json")
-    given = {name: function for name, function in functions.items() if name in record["functions"]}
-    for name, function in given.items():
-        old, new = record["functions"][name], fingerprint(function)
-        if old["digest"] != new["digest"]:
-            changed = "; ".join(function_differences({name: old}, {name: new}))
-            warnings.warn(f"the run in '{workdir}' was trained with another {name} ({changed})", stacklevel=3)
-    return record, freeze(with_functions(stored, given))
+    return record, with_known_functions(stored, record["functions"], functions, f"the run in '{workdir}'")
 
 
 def _restore(workdir: Path, recipe: Any, record: dict[str, Any], like: Any, which: str | None) -> Any:

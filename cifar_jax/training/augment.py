@@ -266,7 +266,7 @@ def views(name: str) -> list[tuple[float, Callable[[Array], Array]]]:
     return VIEWS[name]
 
 
-# Each view with its weight; weights add up to 1.
+# Each view with its weight; weights add up to 1, and the first view is the image itself.
 VIEWS: dict[str, list[tuple[float, Callable[[Array], Array]]]] = {
     "one": [(1.0, lambda images: images)],
     "mirror": [(0.5, lambda images: images), (0.5, _mirrored)],

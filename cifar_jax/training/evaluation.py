@@ -38,6 +38,18 @@ def embeddings(recipe: Any, weights: Weights, images: Array) -> Array:
     return embed(model(recipe), weights, model_inputs(recipe, images.astype(at_least_float32(recipe.dtype)) / 255))[1]
 
 
+def logits_and_embeddings(recipe: Any, weights: Weights, images: Array, views: str = "one") -> tuple[Array, Array]:
+    """`logits` and `embeddings` of the same images in one program; the first view is the image itself.
+
+    Raises InputError on unknown views, and where the model has no module `head`.
+    """
+    inputs = images.astype(at_least_float32(recipe.dtype)) / 255
+    module, chosen = model(recipe), augment.views(views)
+    seen = [embed(module, weights, model_inputs(recipe, view(inputs))) for _, view in chosen]
+    scores = jnp.stack([weight * each for (weight, _), (each, _) in zip(chosen, seen, strict=True)])
+    return jnp.sum(scores, axis=0), seen[0][1]
+
+
 def sums(*arguments: Any, **options: Any) -> dict[str, Array]:
     """The sums of `sums_and_probabilities`; a program that uses no probabilities does not compute them."""
     return sums_and_probabilities(*arguments, **options)[0]

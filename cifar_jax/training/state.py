@@ -55,7 +55,7 @@ def input_shape(recipe: Recipe) -> tuple[int, int, int]:
 def model_inputs(recipe: Recipe, images: Array) -> Array:
     """Images [B, H, W, C] in 0..1 as the model takes them: enlarged to data.input_size (bilinear), then normalised."""
     if recipe.data.input_size:
-        images = jax.image.resize(images, (len(images), *input_shape(recipe)), "linear")
+        images = jax.image.resize(images, (images.shape[0], *input_shape(recipe)), "linear")
     return normalise(images, recipe.data.mean, recipe.data.std)
 
 
