@@ -106,7 +106,7 @@ def first_state(recipe: Any, images: jax.Array) -> training.TrainState:
 
 @functools.lru_cache(PROGRAMS)
 def _first_program(recipe: FrozenConfigDict) -> Any:
-    return jit(functools.partial(first, recipe))
+    return jit(functools.partial(first, recipe), recipe.dtype)
 
 
 def first(recipe: Any, values: Mapping[str, Any], images: Any) -> training.TrainState:
@@ -136,7 +136,7 @@ def together(function: Callable[..., Any], how: str) -> Callable[..., Any]:
 def epochs_program(recipe: FrozenConfigDict, chosen: Phases, batch: NamedSharding | None, how: str = "single") -> Any:
     """(values, state, train_set, validation_set, context) -> (state, sums [epochs, steps], finite), for the `shared`
     recipe; the state is donated. `how` is as for `together`, here and below."""
-    return jit(together(functools.partial(epochs, recipe, chosen, batch), how), donate_argnums=1)
+    return jit(together(functools.partial(epochs, recipe, chosen, batch), how), recipe.dtype, donate_argnums=1)
 
 
 def epochs(
@@ -181,7 +181,7 @@ def part_program(
         state, sums = train_steps(chosen, state, *train_set, batches, **options)
         return state, sums, _finite(chosen, state, train_set)
 
-    return jit(together(part, how), donate_argnums=1)
+    return jit(together(part, how), recipe.dtype, donate_argnums=1)
 
 
 @functools.lru_cache(PROGRAMS)
@@ -199,7 +199,7 @@ def end_program(recipe: FrozenConfigDict, batch: NamedSharding | None, how: str 
         sums = _validation_sums(chosen, state, validation_set, constrain, devices)
         return state, sums, _finite(chosen, state, train_set if validation_set is None else validation_set)
 
-    return jit(together(end, how), donate_argnums=1)
+    return jit(together(end, how), recipe.dtype, donate_argnums=1)
 
 
 def _validation_sums(
@@ -230,19 +230,19 @@ def _evaluation_program(recipe: FrozenConfigDict, views: str, batch: NamedShardi
         options: dict[str, Any] = {"constrain": constrain, "devices": devices}
         return evaluation.sums_and_probabilities(override(recipe, values), weights, images, labels, views, **options)
 
-    return jit(seen)
+    return jit(seen, recipe.dtype)
 
 
 @functools.lru_cache(PROGRAMS)
 def logits_program(recipe: FrozenConfigDict, views: str) -> Any:
     """(weights, images uint8 [B, H, W, C]) -> logits float32 [B, classes], for the `shared` recipe."""
-    return jit(lambda weights, images: evaluation.logits(recipe, weights, images, views))
+    return jit(lambda weights, images: evaluation.logits(recipe, weights, images, views), recipe.dtype)
 
 
 @functools.lru_cache(PROGRAMS)
 def embeddings_program(recipe: FrozenConfigDict) -> Any:
     """(weights, images uint8 [B, H, W, C]) -> embeddings float32 [B, D], for the `shared` recipe."""
-    return jit(lambda weights, images: evaluation.embeddings(recipe, weights, images))
+    return jit(lambda weights, images: evaluation.embeddings(recipe, weights, images), recipe.dtype)
 
 
 # Copied, because weights that stand in the state twice, as an average or an optimiser's start, cannot be donated.

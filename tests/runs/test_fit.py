@@ -13,6 +13,7 @@ import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
 import cifar_jax as cj
+from cifar_jax import training
 from cifar_jax.recipe import flatten
 from cifar_jax.runs import devices, loop, programs
 from cifar_jax.runs import fit as fitting
@@ -576,3 +577,15 @@ def test_images_that_do_not_fit_the_device_are_refused_with_both_sizes(monkeypat
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     assert devices.device_memory(jax.devices()[0]) > 1 << 28
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("views", ["one", "mirror"])
+def test_a_model_in_16_bits_answers_as_in_32(dtype, views):
+    """With jaxlib 0.12.0.1 and YNNPACK these logits were NaN: what a GPU had trained was useless on a CPU."""
+    fields = {"model": {"name": "convnet"}, "data.image_shape": (32, 32, 3)}
+    images = np.random.RandomState(0).randint(0, 256, (16, 32, 32, 3)).astype(np.uint8)
+    wide, narrow = (made.recipe({**fields, "dtype": name}) for name in ("float32", dtype))
+    weights, classes = training.evaluated_weights(made.init(wide)), made.split().classes
+    expected = cj.Classifier(wide, weights, classes).logits(images, views)
+    np.testing.assert_allclose(cj.Classifier(narrow, weights, classes).logits(images, views), expected, atol=0.05)
