@@ -37,6 +37,7 @@ COMMANDS = {
     "predict": Command("predict", "name the classes of image files, and sort the files by them"),
     "index": Command("index", "embed images for a search by similarity"),
     "similar": Command("similar", "find the images of an index that are similar to others"),
+    "serve": Command("serve", "answer HTTP requests with a trained run, and serve a page"),
     "list": Command("list", "list models, recipes, runs and more"),
     "ablate": Command("ablate", "train a recipe and changed ones with many seeds, and compare", takes_fields=True),
     "sweep": Command("sweep", "train all combinations of values with many seeds, and compare", takes_fields=True),

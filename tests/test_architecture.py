@@ -30,7 +30,10 @@ PACKAGES: dict[str, list[str]] = {
         "describe", "history", "stopping", "calibration", "thresholds", "classifier", "environment", "workdir", "light",
         "evaluate", "calibrate", "robustness", "teacher", "pretrained", "loop", "fit",
     ],
-    "inference": ["outputs", "sorting", "predict", "search", "index_files", "sheet", "similar"],
+    "inference": [
+        "outputs", "sorting", "predict", "search", "index_files", "sheet", "similar", "batching", "service_images",
+        "service_model", "service_uploads", "service_http", "service_openapi", "service_app", "serve",
+    ],
     "studies": [
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
         "plan", "progress", "study", "sweep",
