@@ -37,7 +37,7 @@ async function describe() {
   }
   byId("token").hidden = true;
   const shown = model.classes.slice(0, 12).join(", ") + (model.classes.length > 12 ? ", …" : "");
-  const index = model.index ? ` It is compared with ${model.index.images.toLocaleString("en")} images.` : "";
+  const index = model.index ? ` Similar images are found among ${model.index.images.toLocaleString("en")}.` : "";
   byId("about").textContent = `The model ${model.architecture} knows ${model.classes.length} classes: ${shown}.${index}`;
   byId("limits").textContent = `${model.limits.formats.join(", ")}; nothing is stored.`;
 }
@@ -64,7 +64,7 @@ async function sendable(file) {
 const percent = (value) => `${(100 * value).toFixed(1)}%`;
 
 function classList(top) {
-  const list = element("ol", { className: "classes", ariaLabel: "Most probable classes" });
+  const list = element("ol", { className: "classes", role: "list", ariaLabel: "Most probable classes" });
   for (const each of top) {
     const bar = element("div", { className: "bar" });
     bar.style.width = percent(each.probability);
@@ -88,7 +88,7 @@ async function picture(place, neighbour) {
 }
 
 function similarList(neighbours) {
-  const list = element("ol", { className: "similar" });
+  const list = element("ol", { className: "similar", role: "list", ariaLabel: "Most similar images" });
   for (const each of neighbours) {
     const place = element("div", { className: "none" });
     const said = element("small", {}, `${each.label || each.name} ${each.similarity.toFixed(3)}`);
@@ -107,6 +107,7 @@ async function answer(file, article) {
   const sent = await sendable(file);
   const preview = element("img", { alt: `Your image ${file.name}`, src: URL.createObjectURL(sent) });
   preview.addEventListener("load", () => URL.revokeObjectURL(preview.src), { once: true });
+  preview.addEventListener("error", () => preview.remove(), { once: true });
   const body = element("div", { className: "answer" }, preview);
   article.append(body);
   let said = "";
