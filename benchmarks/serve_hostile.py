@@ -100,7 +100,7 @@ async def slow_sender(host: str, port: int, stop: asyncio.Event) -> None:
     """Connections that send a byte now and then: half of them headers, half a body."""
     heads = (
         b"POST /v1/predict HTTP/1.1\r\nX: ",
-        b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n",
+        b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n",
     )
     turn = 0
     while not stop.is_set():
@@ -147,12 +147,12 @@ def hostile_requests(good: bytes) -> dict[str, tuple[bytes, bytes]]:
         "form": (head(None, FORM, 300), (part + svg + b"\r\n--x--")[:300].ljust(300)),
         "many parts": (head(None, FORM, 20 * len(part + b"1\r\n")), (part + b"1\r\n") * 20),
         "broken form": (head(None, FORM, 100_000), (b"\r\n--" * 25_000)),
-        "huge header": (b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000, b"\r\n\r\n"),
-        "many headers": (b"POST /v1/predict HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 20_000, b"\r\n"),
+        "huge header": (b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000, b"\r\n\r\n"),
+        "many headers": (b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 20_000, b"\r\n"),
         "no http": (bytes(range(256)), b""),
-        "bad length": (b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", b"x"),
+        "bad length": (b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", b"x"),
         "two lengths": (
-            b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
             b"0\r\n\r\n",
         ),
     }
@@ -161,7 +161,7 @@ def hostile_requests(good: bytes) -> dict[str, tuple[bytes, bytes]]:
 def head(length: int | None, kind: bytes = b"image/png", fixed: int | None = None) -> bytes:
     size = length if length is not None else fixed
     told = b"Content-Length: %d" % size if size is not None else b"Transfer-Encoding: chunked"
-    return b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Type: " + kind + b"\r\n" + told + b"\r\n\r\n"
+    return b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: " + kind + b"\r\n" + told + b"\r\n\r\n"
 
 
 def encoded(image: Any, kind: str) -> bytes:

@@ -69,7 +69,9 @@ def start() -> NoReturn:
 
 def last_words() -> str:
     """What is printed when a signal ends the process. Runs in a thread that must not import anything."""
-    loaded = [sys.modules.get(f"cifar_jax.commands.{name}") for name in ("train", "studies", "predict", "audit")]
+    loaded = [
+        sys.modules.get(f"cifar_jax.commands.{name}") for name in ("train", "studies", "predict", "serve", "audit")
+    ]
     words = [getattr(module, "last_words", None) for module in loaded]  # absent while a module is being imported
     nothing = "stopped before training began; the same command begins again"
     return next((said for say in words if say and (said := say())), nothing)

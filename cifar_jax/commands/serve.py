@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="let pages of this origin ask; may be repeated",
     )
+    parser.add_argument(
+        "--allow_host", action="append", default=[], metavar="NAME", help="a name that a proxy passes; may be repeated"
+    )
     parser.add_argument("--watch", action="store_true", help="load new checkpoints as the run writes them")
     parser.add_argument("--max_bytes", type=int, default=10 << 20, metavar="N", help="of a request; 10485760")
     parser.add_argument("--max_pixels", type=int, default=16_000_000, metavar="N", help="of an image; 16000000")
@@ -35,5 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from cifar_jax.inference.serve import Options, serve
 
-    given = {name: value for name, value in vars(options).items() if name not in ("command", "changes", "cors_origin")}
-    return serve(Options(**given, cors_origins=tuple(options.cors_origin)))
+    other = ("command", "changes", "cors_origin", "allow_host")
+    given = {name: value for name, value in vars(options).items() if name not in other}
+    return serve(Options(**given, cors_origins=tuple(options.cors_origin), hosts=tuple(options.allow_host)))
+
+
+def last_words() -> str:
+    """What a signal leaves before the service runs. Imports nothing."""
+    return "stopped before anything was served"

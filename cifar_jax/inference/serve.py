@@ -22,6 +22,7 @@ from cifar_jax.errors import InputError
 CONNECTIONS = 512  # open ones; more are answered with 429
 HEADER_SECONDS = 10.0  # in which the headers of a request must arrive
 WATCH_SECONDS = 1.0  # between two looks at the workdir
+LOCAL = ("127.0.0.1", "localhost", "::1")
 GRACE_SECONDS = 5.0  # beyond the timeouts of a request, before what is not finished is dropped
 
 
@@ -35,6 +36,7 @@ class Options:
     port: int = 8000
     token_file: Path | None = None
     cors_origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     watch: bool = False
     max_bytes: int = 10 << 20
     max_pixels: int = 16_000_000
@@ -85,7 +87,7 @@ def serve(options: Options) -> int:
         model = service_model.load_model(options.workdir, options.index, options.data_dir)
         names = {field.name for field in fields(service_app.Limits)}
         limits = service_app.Limits(**{name: value for name, value in vars(options).items() if name in names})
-        service = service_app.Service(model, limits, token, list(options.cors_origins))
+        service = service_app.Service(model, limits, token, list(options.cors_origins), hosts_of(options))
         config = uvicorn.Config(
             service.app,
             http=service_http.protocol(CONNECTIONS, HEADER_SECONDS),
@@ -100,7 +102,7 @@ def serve(options: Options) -> int:
         )
         server = uvicorn.Server(config)
         failures: list[BaseException] = []
-        url = f"http://{options.host}:{listening.getsockname()[1]}"
+        url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{listening.getsockname()[1]}"
         background = threading.Thread(
             target=_prepare, args=(service, server, options, before, url, start, failures), daemon=True
         )
@@ -168,6 +170,16 @@ def same(one: Any, other: Any) -> bool:
     return bool(parts[0] == parts[1])
 
 
+def hosts_of(options: Options) -> list[str] | None:
+    """The names that a service without a token answers to, where only this machine reaches it; any if None.
+
+    A web page could otherwise let its own name point to this machine, and read the answers (DNS rebinding).
+    """
+    if options.host not in LOCAL or options.token_file is not None:
+        return None
+    return [*LOCAL, *options.hosts]
+
+
 def check_libraries() -> None:
     """Raises InputError, with the command that installs them, where those of the extra are missing."""
     try:
@@ -213,7 +225,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
             raise InputError(
                 f"--port={port} cannot be used at {host} ({error.strerror}); name another, or 0 for any that is free"
             ) from error
-        if host not in ("127.0.0.1", "::1", "localhost"):
+        if host not in LOCAL:
             warnings.warn(
                 f"the service can be reached from other machines, at {host}, and is not encrypted", stacklevel=3
             )

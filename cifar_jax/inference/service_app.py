@@ -3,7 +3,7 @@
 import asyncio
 import importlib.resources
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,10 @@ class Limits:
 class Service:
     """A model behind HTTP. `model` may be replaced at any time: requests keep the one that they came to."""
 
-    def __init__(self, model: Model, limits: Limits, token: bytes | None, origins: list[str]) -> None:
+    def __init__(
+        self, model: Model, limits: Limits, token: bytes | None, origins: list[str], hosts: list[str] | None = None
+    ) -> None:
+        """`origins` are those whose pages may ask, `hosts` the names that the service answers to, any if None."""
         self.model, self.limits = model, limits
         self.ready = False  # set when the model is compiled
         self.reader = Reader(limits.max_bytes, limits.max_images, limits.timeout)
@@ -56,18 +59,18 @@ class Service:
             limits.queue,
             self.metrics.batches.observe,
         )
-        self.app = self._application(token, origins)
+        self.app = self._application(token, origins, hosts)
 
-    def _application(self, token: bytes | None, origins: list[str]) -> Any:
+    def _application(self, token: bytes | None, origins: list[str], hosts: list[str] | None) -> Any:
         routes = [
             Route("/v1/predict", self.predict, methods=["POST"]),
             Route("/v1/similar", self.similar, methods=["POST"]),
             Route("/v1/model", self.about),
             Route("/v1/images/{id:int}", self.image),
-            Route("/healthz", lambda request: JSONResponse({"status": "alive"})),
+            Route("/healthz", self.alive),
             Route("/readyz", self.readiness),
-            Route("/metrics", lambda request: Response(generate_latest(self.metrics.registry), 200, **TEXT)),
-            Route("/openapi.json", lambda request: JSONResponse(description(self.limits))),
+            Route("/metrics", self.measured),
+            Route("/openapi.json", self.described),
             *(Route(f"/{name}" if name != "index.html" else "/", page(name)) for name in PAGE),
         ]
         handlers: dict[Any, Callable[..., Any]] = {Refused: refused, HTTPException: wrong, 500: broken}
@@ -76,7 +79,7 @@ class Service:
         if origins:
             headers = ["Authorization", "Content-Type"]
             inner = CORSMiddleware(app, origins, allow_methods=["GET", "POST"], allow_headers=headers)
-        return Guard(inner, self.metrics, token, [route.path for route in routes])
+        return Guard(inner, self.metrics, token, hosts, [route.path for route in routes])
 
     def _decode(self, key: tuple[Model, str], content: bytes, small: bool) -> Any:
         return key[0].decode(content, self.limits.max_pixels, small)
@@ -151,13 +154,19 @@ class Service:
             raise Refused(404, "the index has no such image, or its file is gone")
         return Response(content, 200, {"cache-control": "private, max-age=60"}, "image/png")
 
+    async def alive(self, request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def measured(self, request: Request) -> Response:
+        return Response(generate_latest(self.metrics.registry), 200, {"content-type": CONTENT_TYPE_LATEST})
+
+    async def described(self, request: Request) -> Response:
+        return JSONResponse(description(self.limits))
+
     async def readiness(self, request: Request) -> Response:
         if self.ready:
             return JSONResponse({"status": "ready"})
         return JSONResponse({"status": "compiling"}, 503, {"retry-after": "1"})
-
-
-TEXT: dict[str, Any] = {"headers": {"content-type": CONTENT_TYPE_LATEST}}
 
 
 def compute(key: tuple[Model, str], images: list[np.ndarray]) -> list[dict[str, Any]]:
@@ -181,10 +190,14 @@ def sentence_of(uploads: list[Upload], results: list[Unreadable]) -> str:
     return f"none of the {len(uploads)} images can be read, the first: {results[0].reason}"
 
 
-def page(name: str) -> Callable[[Request], Response]:
+def page(name: str) -> Callable[[Request], Awaitable[Response]]:
     """A file of the page, read once."""
     content = importlib.resources.files("cifar_jax.inference").joinpath("page", name).read_bytes()
-    return lambda request: Response(content, 200, {"cache-control": "no-cache"}, PAGE[name])
+
+    async def answer(request: Request) -> Response:
+        return Response(content, 200, {"cache-control": "no-cache"}, PAGE[name])
+
+    return answer
 
 
 def refused(request: Request, error: Any) -> Response:

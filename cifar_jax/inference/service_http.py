@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEADER_BYTES = 16 << 10  # of a request's first lines; h11 refuses more
 DRAIN_SECONDS = 1.0  # in which the rest of a refused body is read and dropped, so that the client reads the answer
 OPEN_PATHS = re.compile(r"/(healthz|readyz|openapi\.json|page\.(css|js)|icon\.svg)?")  # that need no token
+PORT = re.compile(rb":\d+$")
 CROWDED = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 SECURITY = [
     (
@@ -30,10 +31,12 @@ SECURITY = [
 
 
 def protocol(connections: int, seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol for at most so many connections, each of which must send a request's headers in time."""
+    """uvicorn's protocol for at most so many connections, each of which must send a request's headers, and take its
+    answer, in so many seconds."""
 
     class Bounded(H11Protocol):
         timer: asyncio.TimerHandle | None = None
+        writing: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -45,7 +48,18 @@ def protocol(connections: int, seconds: float) -> type[H11Protocol]:
 
         def connection_lost(self, error: Exception | None) -> None:
             self._stop_timer()
+            self.resume_writing()
             super().connection_lost(error)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.writing = self.loop.call_later(seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self.writing is not None:
+                self.writing.cancel()
+                self.writing = None
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -100,8 +114,12 @@ class Metrics:
 class Guard:
     """Around the application: token, headers, metrics; and the rest of the body of a request that is refused."""
 
-    def __init__(self, app: Any, metrics: Metrics, token: bytes | None, paths: Iterable[str]) -> None:
+    def __init__(
+        self, app: Any, metrics: Metrics, token: bytes | None, hosts: Iterable[str] | None, paths: Iterable[str]
+    ) -> None:
+        """`hosts` are the names that the service answers to, any if None."""
         self.app, self.metrics, self.paths = app, metrics, set(paths)
+        self.hosts = None if hosts is None else {host.lower().encode() for host in hosts}
         self.expected = b"Bearer " + token if token is not None else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -130,6 +148,8 @@ class Guard:
             await send(message)
 
         app = self.app if self.allowed(scope, path, headers) else unauthorised
+        if self.hosts is not None and PORT.sub(b"", headers.get(b"host", b"")).lower().strip(b"[]") not in self.hosts:
+            app = misdirected
         await app(scope, tracked, answered)
 
     def allowed(self, scope: Any, path: str, headers: dict[bytes, bytes]) -> bool:
@@ -144,6 +164,7 @@ unauthorised = JSONResponse(
     401,
     {"www-authenticate": "Bearer"},
 )
+misdirected = JSONResponse({"error": "this service does not answer to this name; --allow_host=NAME lets it"}, 403)
 
 
 async def drain(receive: Any) -> None:

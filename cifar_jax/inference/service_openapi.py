@@ -7,6 +7,7 @@ import cifar_jax
 ERRORS = {
     "400": "the request is not well-formed, or holds no image",
     "401": "the token is missing or wrong",
+    "403": "the name of the service is another one",
     "404": "the service has no such thing",
     "408": "the body did not arrive in time",
     "413": "too many bytes, images or pixels",

@@ -324,10 +324,10 @@ def test_too_many_images_paths_methods_and_numbers(client):
 
 def test_headers_have_a_limit_and_slow_senders_too(server, client):
     with server.raw() as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000)
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000)
         assert connection.recv(100).startswith(b"HTTP/1.1 400")
     with server.raw() as connection:
-        head = b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n"
+        head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
         connection.sendall(head + b"x")
         start = time.monotonic()
         for _ in range(3):  # of --timeout
@@ -335,7 +335,7 @@ def test_headers_have_a_limit_and_slow_senders_too(server, client):
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
         assert 1 < time.monotonic() - start < 10
     with server.raw() as connection:  # chunks without an end
-        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         sent = b"fa00\r\n" + b"x" * 0xFA00 + b"\r\n"
         connection.sendall(sent * 4)
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
@@ -347,9 +347,21 @@ def test_the_answer_to_a_body_that_is_too_long_arrives(server, client):
     assert answer.headers["connection"] == "close"
     with server.raw() as connection:  # curl asks before it sends
         connection.sendall(
-            b"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\nExpect: 100-continue\r\n\r\n"
+            b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\nExpect: 100-continue\r\n\r\n"
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_page_of_another_name_cannot_read_the_answers(server, client):
+    """DNS rebinding: the name of a foreign page points to this machine."""
+    for host, status in (
+        ("evil.example", 403),
+        ("localhost.evil.example:80", 403),
+        ("localhost", 200),
+        (f"127.0.0.1:{server.port}", 200),
+        ("[::1]", 200),
+    ):
+        assert client.get("/v1/model", headers={"host": host}).status_code == status
 
 
 def test_pages_and_answers_have_a_strict_policy_and_no_cors(client):
@@ -489,9 +501,9 @@ def test_sigterm_finishes_what_was_accepted(workdir):
     server = Server(workdir)
     content = png()
     with server.raw() as connection, server.raw() as idle:
-        head = f"POST /v1/predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n\r\n"
+        head = f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
         connection.sendall(head.encode() + content[:20])
-        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle.recv(100).startswith(b"HTTP/1.1 200")
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.5)

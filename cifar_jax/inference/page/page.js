@@ -1,6 +1,7 @@
 "use strict";
 
 const SIDE = 1024; // pixels of the longer side of an image that is too large to send, once it is made smaller
+const LARGE = 1 << 20; // bytes from which it is worth a look whether an image has too many pixels
 const MOST = 8; // images that are answered at a time
 const byId = (id) => document.getElementById(id);
 const status = byId("status");
@@ -45,13 +46,15 @@ async function describe() {
 /* An image that the service would refuse, for its size or its format, becomes a JPEG of at most SIDE pixels. */
 async function sendable(file) {
   const kinds = model.limits.formats.map((name) => `image/${name.toLowerCase()}`);
-  if (kinds.includes(file.type) && file.size <= model.limits.bytes) return file;
+  const fits = kinds.includes(file.type) && file.size <= model.limits.bytes;
+  if (fits && file.size < LARGE) return file;
   let image;
   try {
     image = await createImageBitmap(file);
   } catch {
     return file; // the service says what is wrong
   }
+  if (fits && image.width * image.height <= model.limits.pixels) return file;
   const scale = Math.min(1, SIDE / Math.max(image.width, image.height));
   const canvas = element("canvas", { width: Math.max(1, image.width * scale), height: Math.max(1, image.height * scale) });
   const drawing = canvas.getContext("2d");
