@@ -30,7 +30,7 @@ import httpx
 import numpy as np
 from measuring import commit, machine, spread, turns
 from predict import busy, write_pngs
-from serve_hostile import hostile_load
+from serve_hostile import good_load, hostile_load
 from worker import HERE, cores
 
 sys.path.insert(0, str(HERE.parent))
@@ -198,7 +198,7 @@ def hostile(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     service = Service(train(folder, "cnn"))
     pngs = [path.read_bytes() for path in sorted((folder / "pngs").iterdir())]
     try:
-        asyncio.run(hostile_load(service.url, pngs, 300, 1.0))  # buffers that every service needs are there after it
+        asyncio.run(good_load(service.url, pngs, 3000))  # buffers that every service needs are there after it
         return asyncio.run(hostile_load(service.url, pngs, options.uploads, 0.02, service.memory))
     finally:
         service.close()

@@ -29,8 +29,12 @@ async def hostile_load(
     queue = iter([name for _, name in zip(range(uploads), endless(list(kinds)), strict=False)])
     stop = asyncio.Event()
 
+    trace: list[float] = []
+
     async def attacker() -> None:
         for name in queue:
+            if sum(map(Counter.total, statuses.values())) >= len(trace) * uploads / 10:
+                trace.append(round(memory(), 1))
             head, body = kinds[name]
             statuses[name][await sent(address.hostname or "", address.port or 0, head, body)] += 1
 
@@ -58,6 +62,7 @@ async def hostile_load(
             "max": round(1000 * ranked[-1], 1),
         },
         "memory_mb": {"before": round(before, 1), "after": round(memory(), 1), "growth": round(memory() - before, 1)},
+        "memory_mb_at_each_tenth": trace,
     }
 
 
@@ -77,6 +82,14 @@ async def good_requests(
             seconds.append(time.perf_counter() - start)
             codes[answer.status_code] += 1
             await asyncio.sleep(pause)
+
+
+async def good_load(url: str, good: list[bytes], count: int) -> None:
+    """So many good requests, 32 at a time."""
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        for start in range(0, count, 32):
+            asks = (client.post("/v1/predict", content=good[number % len(good)]) for number in range(start, start + 32))
+            assert all(answer.status_code == 200 for answer in await asyncio.gather(*asks))
 
 
 async def sent(host: str, port: int, head: bytes, body: bytes) -> str:
