@@ -25,13 +25,14 @@ SAVE_SECONDS = 5.0  # how long the end of the process waits for a checkpoint tha
 
 
 def return_memory() -> None:
-    """Large buffers go back to the system when they are freed, which `prepare_process` prevents for the sake of
-    training. For a service: an image of 16 million pixels takes 64 MB, once."""
+    """What was freed goes back to the system, which `prepare_process` prevents for the sake of training. For a service,
+    which calls it now and then: one image of 16 million pixels takes 64 MB, once."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    # M_MMAP_THRESHOLD 4 MiB, M_MMAP_MAX 65536, M_TRIM_THRESHOLD 32 MiB, M_TOP_PAD 8 MiB.
-    for parameter, value in ((-3, 4 << 20), (-4, 65536), (-1, 32 << 20), (-2, 8 << 20)):
-        if hasattr(libc, "mallopt"):
+    if hasattr(libc, "malloc_trim"):  # of glibc
+        # M_MMAP_THRESHOLD 1 MiB, M_MMAP_MAX 65536: larger buffers are no part of the heap, which they would tear apart.
+        for parameter, value in ((-3, 1 << 20), (-4, 65536)):
             libc.mallopt(parameter, value)  # type: ignore[union-attr]
+        libc.malloc_trim(0)  # type: ignore[union-attr]
 
 
 def cache_dir() -> Path:

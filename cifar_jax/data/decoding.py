@@ -64,7 +64,8 @@ def decode(
     if image.width * image.height > max_pixels:
         raise TooManyPixels(image.width, image.height)
     image.draft("RGB", (2 * width, 2 * height))  # JPEG decodes at an eighth to a half of its size
-    image = _to_rgb(ImageOps.exif_transpose(image))
+    ImageOps.exif_transpose(image, in_place=True)  # without a copy of an image that is upright
+    image = _to_rgb(image)
     target = (width, height)
     if mode == "pad":
         image = ImageOps.pad(image, target, Image.Resampling.BILINEAR)
@@ -86,4 +87,4 @@ def _to_rgb(image: Any) -> Any:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would be a copy

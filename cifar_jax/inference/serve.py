@@ -22,6 +22,7 @@ from cifar_jax.errors import InputError
 CONNECTIONS = 512  # open ones; more are answered with 429
 HEADER_SECONDS = 10.0  # in which the headers of a request must arrive
 WATCH_SECONDS = 1.0  # between two looks at the workdir
+MEMORY_LOOKS = 5  # after which freed memory goes back to the system
 LOCAL = ("127.0.0.1", "localhost", "::1")
 GRACE_SECONDS = 5.0  # beyond the timeouts of a request, before what is not finished is dropped
 
@@ -79,9 +80,9 @@ def serve(options: Options) -> int:
     with bound(options.host, options.port) as listening:
         from cifar_jax.inference import service_app, service_http, service_images, service_model
 
-        process.return_memory()
         service_images.limit_decoders()
         logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs each hostile form
+        process.return_memory()
         start = time.perf_counter()
         before = service_model.state_of(options.workdir, options.index)
         model = service_model.load_model(options.workdir, options.index, options.data_dir)
@@ -118,7 +119,7 @@ def serve(options: Options) -> int:
 def _prepare(
     service: Any, server: Any, options: Options, before: Any, url: str, start: float, failures: list[BaseException]
 ) -> None:
-    """Compiles while /healthz is answered already; then looks for new checkpoints. A thread of its own."""
+    """Compiles while /healthz is answered already; then looks after memory and new checkpoints. A thread of its own."""
     try:
         service.model.warm(options.batch)
     except BaseException as error:
@@ -128,9 +129,14 @@ def _prepare(
     service.ready = True
     name = service.model.classifier.recipe.model.name
     print(f"{name} is served at {url} (ready after {time.perf_counter() - start:.1f} s)", flush=True)
-    while options.watch and not server.should_exit:
+    turn = 0
+    while not server.should_exit:
+        if turn % MEMORY_LOOKS == 0:
+            process.return_memory()
+        turn += 1
         time.sleep(WATCH_SECONDS)
-        before = reload(service, options, before)
+        if options.watch:
+            before = reload(service, options, before)
 
 
 def reload(service: Any, options: Options, before: Any) -> Any:

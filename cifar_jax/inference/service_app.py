@@ -98,12 +98,9 @@ class Service:
         """`name` is the entry of a result that holds `top` things, of at most so many."""
         if not self.ready:
             raise Refused(503, "the model is not compiled yet; /readyz tells when it is", retry=True)
-        top, model, body = top_of(request, kind, most), self.model, bytearray()
-        try:
-            uploads = await self.reader.read(request.headers, request.receive, body)
+        top, model = top_of(request, kind, most), self.model
+        async with self.reader.read(request.headers, request.receive) as uploads:
             results = await self._compute((model, kind), uploads)
-        finally:
-            self.reader.release(body)
         for result in results:
             if isinstance(result, Failed):
                 raise result.error

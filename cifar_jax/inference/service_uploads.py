@@ -1,7 +1,8 @@
 """The images of a request: raw bytes or a form, within limits on time, bytes and number."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,19 @@ class Upload:
 
 
 @dataclass
+class Body:
+    """Of a request, as it comes."""
+
+    parts: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+    def taken(self) -> bytes:
+        """All of it; the parts are no longer kept."""
+        parts, self.parts = self.parts, []
+        return b"".join(parts)
+
+
+@dataclass
 class Reader:
     """Reads the bodies of requests. `held` bytes are in memory, of all requests that are not answered yet."""
 
@@ -42,22 +56,21 @@ class Reader:
         """Bytes of all requests."""
         return max(4 * self.max_bytes, 32 << 20)
 
-    async def read(self, headers: Any, receive: Receive, body: bytearray) -> list[Upload]:
-        """The images; `body` becomes the request's body, whose bytes the caller gives back with `release`.
-
-        Raises Refused.
-        """
+    @contextlib.asynccontextmanager
+    async def read(self, headers: Any, receive: Receive) -> AsyncIterator[list[Upload]]:
+        """The images of a request; within it their bytes count as held. Raises Refused."""
+        body = Body()
         try:
-            async with asyncio.timeout(self.timeout):
-                await self._read(headers, receive, body)
-        except TimeoutError:
-            raise Refused(408, f"the body did not arrive within {self.timeout:g} seconds") from None
-        return await self._uploads(headers, body)
+            try:
+                async with asyncio.timeout(self.timeout):
+                    await self._read(headers, receive, body)
+            except TimeoutError:
+                raise Refused(408, f"the body did not arrive within {self.timeout:g} seconds") from None
+            yield await self._uploads(headers, body.taken())
+        finally:
+            self.held -= body.size
 
-    def release(self, body: bytearray) -> None:
-        self.held -= len(body)
-
-    async def _read(self, headers: Any, receive: Receive, body: bytearray) -> None:
+    async def _read(self, headers: Any, receive: Receive, body: "Body") -> None:
         declared = headers.get("content-length")
         if declared is not None and int(declared) > self.max_bytes:  # h11 lets only digits pass
             raise self._too_long()
@@ -67,9 +80,10 @@ class Reader:
             if message["type"] == "http.disconnect":
                 raise Refused(400, "the client has gone")
             part, more = message.get("body", b""), message.get("more_body", False)
-            body += part
+            body.parts.append(part)
+            body.size += len(part)
             self.held += len(part)
-            if len(body) > self.max_bytes:
+            if body.size > self.max_bytes:
                 raise self._too_long()
             if self.held > self.capacity:
                 raise Refused(429, "too many large requests at once", retry=True)
@@ -77,14 +91,14 @@ class Reader:
     def _too_long(self) -> Refused:
         return Refused(413, f"the body has more than {self.max_bytes} bytes, which is the limit of a request")
 
-    async def _uploads(self, headers: Any, body: bytearray) -> list[Upload]:
+    async def _uploads(self, headers: Any, body: bytes) -> list[Upload]:
         kind, options = parse_options_header(headers.get("content-type"))
         if kind != FORM:
-            uploads = [Upload(None, bytes(body))] if body else []
+            uploads = [Upload(None, body)] if body else []
         elif len(body) > IN_THREAD:
-            uploads = await asyncio.to_thread(self._parse, options, bytes(body))
+            uploads = await asyncio.to_thread(self._parse, options, body)
         else:
-            uploads = self._parse(options, bytes(body))
+            uploads = self._parse(options, body)
         if not uploads:
             raise Refused(400, "the request has no image; send its bytes, or a form with files")
         return uploads
