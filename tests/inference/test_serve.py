@@ -1,6 +1,7 @@
 """The HTTP service: answers, limits, batches, hostile requests, signals, new checkpoints, and the page in a browser."""
 
 import asyncio
+import dataclasses
 import io
 import json
 import re
@@ -121,15 +122,37 @@ def test_classes_are_those_of_the_classifier(client, classifier, images):
         np.testing.assert_allclose(found, values[ranks], atol=1e-5)
 
 
-def test_many_at_once_are_each_answered_with_their_own(server, classifier, images):
-    expected = classifier.predict(images).names
-
+def at_once(server, contents, headers=None):
     async def ask():
-        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-            return await asyncio.gather(*(client.post("/v1/predict", content=png(image)) for image in images))
+        async with httpx.AsyncClient(base_url=server.url, timeout=30, headers=headers) as client:
+            return await asyncio.gather(*(client.post("/v1/predict", content=content) for content in contents))
 
-    answers = [answer.json()["results"][0]["class"] for answer in asyncio.run(ask())]
-    assert answers == expected
+    return asyncio.run(ask())
+
+
+def test_many_at_once_are_each_answered_with_their_own(server, classifier, images):
+    answers = at_once(server, list(map(png, images)))
+    assert [answer.json()["results"][0]["class"] for answer in answers] == classifier.predict(images).names
+
+
+def test_before_it_is_compiled_and_after_an_error_of_the_program(classifier):
+    from starlette.testclient import TestClient
+
+    from cifar_jax.inference.service_app import Limits, Service
+    from cifar_jax.inference.service_model import Model
+
+    service = Service(Model(classifier, None, {}), Limits(), None, [])
+    client = TestClient(service.app, raise_server_exceptions=False)
+    assert client.get("/healthz").status_code == 200
+    for answer in (client.get("/readyz"), client.post("/v1/predict", content=png())):
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    service.ready = True
+    assert client.post("/v1/predict", content=png()).status_code == client.get("/readyz").status_code == 200
+    broken = Model(dataclasses.replace(classifier, weights={}), None, {})
+    service.model = broken
+    answer = client.post("/v1/predict", content=png())
+    assert (answer.status_code, answer.json()) == (500, {"error": "an error of the service; its log tells more"})
+    service.batcher.close()
 
 
 def test_a_form_holds_several_images_and_tells_which_is_broken(client, classifier, images):
@@ -480,7 +503,8 @@ def test_sizes_of_webp_are_those_of_pillow():
 
 def test_a_token_is_asked_for(workdir, tmp_path):
     (tmp_path / "token").write_text(TOKEN + "\n")
-    server = Server(workdir, f"--token_file={tmp_path / 'token'}", "--cors_origin=https://example.org")
+    one = ("--queue=1", "--max_images=1")
+    server = Server(workdir, f"--token_file={tmp_path / 'token'}", "--cors_origin=https://example.org", *one)
     with server.client() as client:
         for path in ("/v1/model", "/metrics", "/v1/images/0"):
             for headers in ({}, {"authorization": TOKEN}, {"authorization": f"Bearer {TOKEN}x"}):
@@ -494,6 +518,10 @@ def test_a_token_is_asked_for(workdir, tmp_path):
         for origin, allowed in (("https://example.org", True), ("https://other.org", False)):
             answer = client.get("/v1/model", headers=right | {"origin": origin})
             assert ("access-control-allow-origin" in answer.headers) == allowed
+    answers = at_once(server, [png()] * 40, right)
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert {answer.headers.get("retry-after") for answer in refused} == {"1"}
     assert server.end(signal.SIGINT) == (0, "")
 
 
@@ -512,6 +540,17 @@ def test_sigterm_finishes_what_was_accepted(workdir):
         assert answer.startswith(b"HTTP/1.1 200")
         assert json.loads(answer.rpartition(b"\r\n")[2])["results"][0]["error"] is None
     assert server.process.wait(30) == 0
+
+
+def test_a_second_signal_does_not_wait(workdir):
+    server = Server(workdir)
+    with server.raw() as connection:
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        assert server.end()[0] == 128 + signal.SIGTERM
 
 
 def test_a_new_checkpoint_is_loaded_without_dropping_a_request(workdir, other_workdir, tmp_path):
