@@ -38,6 +38,7 @@ COMMANDS = {
     "index": Command("index", "embed images for a search by similarity"),
     "similar": Command("similar", "find the images of an index that are similar to others"),
     "export": Command("export", "write a trained model for other programs"),
+    "serve": Command("serve", "answer HTTP requests with a trained run, and serve a page"),
     "list": Command("list", "list models, recipes, runs and more"),
     "ablate": Command("ablate", "train a recipe and changed ones with many seeds, and compare", takes_fields=True),
     "sweep": Command("sweep", "train all combinations of values with many seeds, and compare", takes_fields=True),
@@ -70,7 +71,7 @@ def start() -> NoReturn:
 
 def last_words() -> str:
     """What is printed when a signal ends the process. Runs in a thread that must not import anything."""
-    names = ("train", "studies", "tune", "predict", "audit", "index")
+    names = ("train", "studies", "tune", "predict", "audit", "index", "serve")
     loaded = [sys.modules.get(f"cifar_jax.commands.{name}") for name in names]
     words = [getattr(module, "last_words", None) for module in loaded]  # absent while a module is being imported
     nothing = "stopped before training began; the same command begins again"

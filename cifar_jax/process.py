@@ -24,6 +24,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what `kill`, `timeout` 
 SAVE_SECONDS = 5.0  # how long the end of the process waits for a checkpoint that is being saved
 
 
+def return_memory() -> None:
+    """What was freed goes back to the system, which `prepare_process` prevents for the sake of training. For a service,
+    which calls it now and then: one image of 16 million pixels takes 64 MB, once."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "malloc_trim"):  # of glibc
+        # M_MMAP_THRESHOLD 1 MiB, M_MMAP_MAX 65536: larger buffers are no part of the heap, which they would tear apart.
+        for parameter, value in ((-3, 1 << 20), (-4, 65536)):
+            libc.mallopt(parameter, value)  # type: ignore[union-attr]
+        libc.malloc_trim(0)  # type: ignore[union-attr]
+
+
 def cache_dir() -> Path:
     """`$XDG_CACHE_HOME/cifar_jax`, or `~/.cache/cifar_jax`: whatever can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cifar_jax"
@@ -90,6 +101,7 @@ def command_line(*arguments: str) -> str:
 _saves: set[concurrent.futures.Future[Any]] = set()
 _ending = threading.Lock()  # held, and never released, by the thread that ends the process
 _last_words: Callable[[], str] = lambda: "stopped"
+_stop: Callable[[], None] | None = None  # see `stop_by`
 
 
 def handle_signals(last_words: Callable[[], str]) -> None:
@@ -113,6 +125,18 @@ def handle_signals(last_words: Callable[[], str]) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
         threading.Thread(target=_wait, args=(numbers,), name="signals", daemon=True).start()
         os.register_at_fork(after_in_child=lambda: _restore(signal.default_int_handler))
+
+
+@contextlib.contextmanager
+def stop_by(stop: Callable[[], None]) -> Iterator[None]:
+    """Within it the first signal calls `stop`, in another thread, and the program ends itself; a second one ends the
+    process at once. For a service, which finishes what it has accepted. `stop` must not import anything."""
+    global _stop
+    _stop = stop
+    try:
+        yield
+    finally:
+        _stop = None
 
 
 def release_signals() -> None:
@@ -155,7 +179,10 @@ def finish_before_end(save: concurrent.futures.Future[Any]) -> None:
 def _wait(numbers: list[signal.Signals]) -> None:
     """Runs in a thread of its own: the first signal ends the process in order, the second at once."""
     first = signal.sigwait(numbers)
-    threading.Thread(target=_end, args=(first,), daemon=True).start()
+    if _stop is not None:
+        _stop()
+    else:
+        threading.Thread(target=_end, args=(first,), daemon=True).start()
     os._exit(128 + signal.sigwait(numbers))
 
 

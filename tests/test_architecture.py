@@ -33,6 +33,8 @@ PACKAGES: dict[str, list[str]] = {
     "inference": [
         "outputs", "sorting", "predict", "search", "index_files", "sheet", "similar", "program", "stablehlo",
         "onnx_fold", "onnx_graph", "onnx_operations", "onnx_convert", "torchvision_names", "model_card", "export",
+        "batching", "service_images", "service_model", "service_uploads", "service_http", "service_openapi",
+        "service_app", "serve",
     ],
     "studies": [
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",

@@ -15,6 +15,14 @@ MAX_PIXELS = 89_478_485  # of an image that is decoded; Pillow warns of decompre
 SHOWN = 5  # files that a message names
 
 
+class TooManyPixels(ValueError):
+    """An image of more `pixels` than may be decoded."""
+
+    def __init__(self, width: int, height: int) -> None:
+        super().__init__(f"{width}x{height} pixels are too many to decode")
+        self.pixels = width * height
+
+
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """Only Pillow's warnings are ignored inside. Entered around the threads that decode, never in one of them.
@@ -34,21 +42,30 @@ def warn_of_skipped(skipped: Sequence[str], count: int, stacklevel: int) -> None
         warnings.warn(message, stacklevel=stacklevel + 1)
 
 
-def decode(content: bytes, size: int | tuple[int, int], mode: str, channels: int = 3) -> np.ndarray:
+def decode(
+    content: bytes,
+    size: int | tuple[int, int],
+    mode: str,
+    channels: int = 3,
+    max_pixels: int = MAX_PIXELS,
+    formats: tuple[str, ...] | None = None,
+) -> np.ndarray:
     """uint8 [height, width, channels] of the content of a file; `size` is (height, width), or both in one number.
 
-    One channel is grey, three are RGB. The first frame of an animation is taken. Raises ValueError or OSError, with the
-    reason, where the content is no image. Pillow may warn, of damaged EXIF data for example, although the image is
-    read: see `without_warnings`.
+    One channel is grey, three are RGB. The first frame of an animation is taken. `formats` are those of Pillow that are
+    tried, all if None. Raises ValueError or OSError, with the reason, where the content is no image, and TooManyPixels,
+    before any is decoded, where it has more than `max_pixels`. Pillow may warn, of damaged EXIF data for example,
+    although the image is read: see `without_warnings`.
     """
     from PIL import Image, ImageOps
 
     height, width = (size, size) if isinstance(size, int) else size
-    image: Any = Image.open(io.BytesIO(content))
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} pixels are too many to decode")
+    image: Any = Image.open(io.BytesIO(content), formats=formats)
+    if image.width * image.height > max_pixels:
+        raise TooManyPixels(image.width, image.height)
     image.draft("RGB", (2 * width, 2 * height))  # JPEG decodes at an eighth to a half of its size
-    image = _to_rgb(ImageOps.exif_transpose(image))
+    ImageOps.exif_transpose(image, in_place=True)  # without a copy of an image that is upright
+    image = _to_rgb(image)
     target = (width, height)
     if mode == "pad":
         image = ImageOps.pad(image, target, Image.Resampling.BILINEAR)
@@ -70,4 +87,4 @@ def _to_rgb(image: Any) -> Any:
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would be a copy

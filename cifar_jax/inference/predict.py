@@ -160,20 +160,27 @@ def _write_rows(
     return Summary(len(left), dict(counts), dict(outcomes), kept, time.perf_counter() - start)
 
 
+def ranked(probabilities: np.ndarray, classes: tuple[str, ...], top: int) -> list[tuple[tuple[str, float], ...]]:
+    """The `top` most probable classes of each image with their probabilities, the first first; equal ones in the order
+    of the classes. `probabilities` are float [N, classes]."""
+    order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+    best = np.take_along_axis(probabilities, order, -1).astype(float).tolist()
+    named = [[classes[index] for index in row] for row in order.tolist()]
+    return [tuple(zip(*pair, strict=True)) for pair in zip(named, best, strict=True)]
+
+
 def _rows(classifier: Classifier, batch: FileBatch, top: int, threshold: float, labels: set[str]) -> Iterator[Row]:
     """An image is "unsure" where the probability of its class is below the threshold: that of the class where it has
     one of its own, which `decide` applies."""
     classes = classifier.classes
     chosen = decide(batch.values, classes, classifier.thresholds)
-    ranked = np.argsort(-batch.values, axis=-1, kind="stable")[:, :top]
-    probabilities = np.take_along_axis(batch.values, ranked, -1).astype(float).tolist()
-    named = [[classes[index] for index in row] for row in ranked.tolist()]
+    ranks = ranked(batch.values, classes, top)
     for path, reason, place in zip(batch.paths, batch.reasons, batch.rows(), strict=True):
         label = _label(path, labels) if labels else ""
         if place is None:
             yield Row(path, "", (), reason or "", label)
             continue
-        best = tuple(zip(named[place], probabilities[place], strict=True))
+        best = ranks[place]
         name = classes[chosen[place]]
         if name not in classifier.thresholds and batch.values[place, chosen[place]] < threshold:
             name = UNSURE

@@ -59,6 +59,7 @@ class Built:
 class Neighbour:
     item: Item  # of the index
     similarity: float  # cosine, at most 1
+    row: int  # of the index
 
 
 @dataclass(frozen=True)
@@ -273,15 +274,22 @@ def find_similar(
     if top < 1:
         raise InputError(f"--top={top} asks for no image; it must be at least 1")
     index.check_model(classifier)
-    engine = (None if exact else index.graph) or index.exact
     answers = []
     for batch in classifier.of_files(classifier.embeddings, find_images(queries)):
-        scores, rows = engine.search(normalised(batch.values), top)
+        found = neighbours(index, batch.values, top, exact)
         for path, reason, place in zip(batch.paths, batch.reasons, batch.rows(), strict=True):
-            pairs = [] if place is None else zip(rows[place].tolist(), scores[place].tolist(), strict=True)
-            found = tuple(Neighbour(index.items[row], min(1.0, score)) for row, score in pairs)
-            answers.append(Answer(path, found, reason or ""))
+            answers.append(Answer(path, () if place is None else found[place], reason or ""))
     return answers
+
+
+def neighbours(index: Index, embeddings: np.ndarray, top: int, exact: bool = False) -> list[tuple[Neighbour, ...]]:
+    """The `top` nearest images of each row of embeddings, float [N, D]."""
+    engine = (None if exact else index.graph) or index.exact
+    scores, rows = engine.search(normalised(embeddings), top)
+    return [
+        tuple(Neighbour(index.items[row], min(1.0, score), row) for row, score in zip(*pair, strict=True))
+        for pair in zip(rows.tolist(), scores.tolist(), strict=True)
+    ]
 
 
 def sheet_of(answers: Sequence[Answer], classifier: Classifier, data_dir: str | Path | None = None) -> bytes:

@@ -1,0 +1,171 @@
+"""Requests are decoded by threads, collected into batches, and computed by one thread.
+
+The event loop hears of a batch once, when all of it is computed: a wake-up for each image would cost as much as a small
+model.
+"""
+
+import asyncio
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+SMALL_PIXELS = 1 << 18  # images of more are decoded one at a time, apart from the small ones, which would wait for them
+
+
+class Busy(Exception):
+    """The queue is full."""
+
+
+class Postponed(Exception):
+    """Raised by `decode` for a large image when it is asked for small ones."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Why a content could not be decoded."""
+
+    status: int  # of HTTP
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A program error while a batch was computed."""
+
+    error: Exception
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request: its contents and what became of them."""
+
+    key: Hashable
+    future: asyncio.Future[list[Any]]
+    results: list[Any]
+    left: int
+
+
+@dataclass(eq=False)
+class Work:
+    """One image of a request."""
+
+    ticket: Ticket
+    place: int
+    content: bytes
+    image: Any = None
+
+
+@dataclass
+class Batcher:
+    """`decode(key, content, small)` returns an image or raises Postponed; `compute(key, images)` a result for each.
+
+    Images of equal keys are computed together. Both run in threads. An idle batcher computes at once: only while other
+    accepted images are being decoded does it wait for them, `delay` seconds at most.
+    """
+
+    decode: Callable[[Any, bytes, bool], Any]  # an image, or Unreadable
+    compute: Callable[[Any, list[Any]], Sequence[Any]]
+    batch: int = 32  # images that are computed together
+    delay: float = 0.002  # seconds
+    capacity: int = 256  # images that are accepted and not answered yet
+    observe: Callable[[int], None] = lambda count: None  # told the size of each batch
+    pending: int = field(default=0, init=False)  # touched by the event loop alone
+
+    def __post_init__(self) -> None:
+        self._decoding, self._lock = 0, threading.Lock()
+        self._ready: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._small = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        self._large = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
+        self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
+        self._thread.start()
+
+    async def submit(self, key: Hashable, contents: Sequence[bytes]) -> list[Any]:
+        """A result for each content: that of `compute`, Unreadable or Failed. Raises Busy where the queue is full.
+
+        When the caller is cancelled, what is not computed yet is dropped.
+        """
+        if self.pending + len(contents) > self.capacity:
+            raise Busy
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(key, loop.create_future(), [None] * len(contents), len(contents))
+        self.pending += len(contents)
+        with self._lock:
+            self._decoding += len(contents)
+        for place, content in enumerate(contents):
+            self._small.submit(self._decode, loop, Work(ticket, place, content), True)
+        return await ticket.future
+
+    def close(self) -> None:
+        """Waits for the threads."""
+        for pool in (self._small, self._large):
+            pool.shutdown()
+        self._ready.put(None)
+        self._thread.join()
+
+    def _decode(self, loop: asyncio.AbstractEventLoop, work: Work, small: bool) -> None:
+        """Runs in the threads that decode."""
+        try:
+            found = None if work.ticket.future.done() else self.decode(work.ticket.key, work.content, small)
+        except Postponed:
+            self._large.submit(self._decode, loop, work, False)
+            return
+        except Exception as error:
+            found = Failed(error)
+        work.content = b""
+        with self._lock:
+            self._decoding -= 1
+        if found is None or isinstance(found, Unreadable | Failed):
+            self._answer(loop, [(work, found)])
+        else:
+            work.image = found
+            self._ready.put(work)
+
+    def _run(self) -> None:
+        """The thread that computes."""
+        while (first := self._ready.get()) is not None:
+            works, last = self._collect(first)
+            by_key: dict[Hashable, list[Work]] = {}
+            for work in works:
+                by_key.setdefault(work.ticket.key, []).append(work)
+            for key, group in by_key.items():
+                try:
+                    self.observe(len(group))
+                    results = self.compute(key, [work.image for work in group])
+                except Exception as error:
+                    results = [Failed(error)] * len(group)
+                self._answer(group[0].ticket.future.get_loop(), list(zip(group, results, strict=True)))
+            del works, by_key, group, results, first  # a thread that waits would keep the last images
+            if last:
+                return
+
+    def _collect(self, first: Work) -> tuple[list[Work], bool]:
+        """A batch, and whether it is the last."""
+        works, end = [first], time.perf_counter() + self.delay
+        while len(works) < self.batch:
+            try:
+                left = end - time.perf_counter()
+                work = self._ready.get(timeout=left) if self._decoding and left > 0 else self._ready.get_nowait()
+            except queue.Empty:
+                break
+            if work is None:
+                return works, True
+            works.append(work)
+        return works, False
+
+    def _answer(self, loop: asyncio.AbstractEventLoop, pairs: list[tuple[Work, Any]]) -> None:
+        loop.call_soon_threadsafe(self._finish, pairs)
+
+    def _finish(self, pairs: list[tuple[Work, Any]]) -> None:
+        """Runs in the event loop."""
+        self.pending -= len(pairs)
+        for work, result in pairs:
+            ticket = work.ticket
+            ticket.results[work.place] = result
+            ticket.left -= 1
+            if not ticket.left and not ticket.future.done():
+                ticket.future.set_result(ticket.results)
