@@ -34,7 +34,7 @@ class Api(litserve.LitAPI):
         for power in range(6):
             self.classifier.probabilities(np.zeros((1 << power, 32, 32, 3), np.uint8))
 
-    def decode_request(self, request: Any) -> np.ndarray:
+    def decode_request(self, request) -> np.ndarray:  # type: ignore[no-untyped-def]  # LitServe reads the annotation
         from cifar_jax.data.decoding import decode
 
         return decode(base64.b64decode(request["image"]), 32, "stretch")
