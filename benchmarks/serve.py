@@ -1,7 +1,7 @@
 """Requests a second of `launch.py serve` with and without batching, hostile uploads among good ones, and a long load.
 
     python benchmarks/serve.py rate --wrk=PATH                   # cnn and resnet20, wrk of Debian's package `wrk`
-    python benchmarks/serve.py rate --wrk=PATH --peer=COMMAND    # and another service
+    python benchmarks/serve.py rate --wrk=PATH --peer=COMMAND    # PNGs as base64, e.g. serve_litserve.py
     python benchmarks/serve.py hostile                           # 10,000 uploads
     python benchmarks/serve.py long --wrk=PATH --seconds=600
     (each with --smoke: finds errors, measures nothing)
@@ -15,6 +15,7 @@ of its own. The load generator runs on the same cores. Models were trained for o
 
 import argparse
 import asyncio
+import base64
 import json
 import os
 import re
@@ -37,13 +38,13 @@ sys.path.insert(0, str(HERE.parent))
 CONNECTIONS = 32
 LUA = """
 local contents = {}
-for name in io.popen("ls -d '%s'/*.png"):lines() do
+for name in io.popen("ls -d '%s'/*"):lines() do
   local file = io.open(name, "rb"); contents[#contents + 1] = file:read("*a"); file:close()
 end
 local turn = 0
 request = function()
   turn = turn %% #contents + 1
-  return wrk.format("POST", nil, {["content-type"] = "image/png"}, contents[turn])
+  return wrk.format("POST", nil, {["content-type"] = "%s"}, contents[turn])
 end
 done = function(summary, latency)
   local failed = 0
@@ -73,7 +74,9 @@ class Service:
     """A server in a process of its own."""
 
     def __init__(self, workdir: Path, *arguments: str, command: str | None = None) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+        self.command = command
+        path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path}
         started = command.split() if command else [sys.executable, "launch.py", "serve", "--port=0"]
         self.process = subprocess.Popen(
             [*started, f"--workdir={workdir}", *arguments], cwd=HERE.parent, env=environment, stdout=subprocess.PIPE
@@ -112,7 +115,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pngs(folder / "pngs", 64)
-        (folder / "load.lua").write_text(LUA % (folder / "pngs"))
+        (folder / "load.lua").write_text(LUA % (folder / "pngs", "image/png"))
+        (folder / "json").mkdir()
+        for path in (folder / "pngs").iterdir():
+            text = json.dumps({"image": base64.b64encode(path.read_bytes()).decode()})
+            (folder / "json" / f"{path.stem}.json").write_text(text)
+        (folder / "load_peer.lua").write_text(LUA % (folder / "json", "application/json"))
         others, began = busy(), time.perf_counter()
         result = {"what": f"serve {options.what}", **machine(), "commit": commit()}
         result |= {"rate": rates, "hostile": hostile, "long": long}[options.what](folder, options)
@@ -139,7 +147,9 @@ def train(workdir: Path, model: str) -> Path:
 def load(service: Service, folder: Path, options: argparse.Namespace, seconds: float | None = None) -> dict[str, Any]:
     """One run of wrk against /v1/predict."""
     command = [options.wrk, "-t1", f"-c{CONNECTIONS}", f"-d{seconds or options.seconds:g}s", "--timeout", "10s"]
-    command += ["-s", str(folder / "load.lua"), f"{service.url}/v1/predict"]
+    peer = service.command is not None
+    command += ["-s", str(folder / ("load_peer.lua" if peer else "load.lua"))]
+    command += [f"{service.url}{'/predict' if peer else '/v1/predict'}"]
     text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     found = json.loads(re.search(r"RESULT (.*)", text)[1])  # type: ignore[index]
     return {**found, "requests_per_second": found["requests"] / found["seconds"]}

@@ -5,6 +5,7 @@ model.
 """
 
 import asyncio
+import contextlib
 import os
 import queue
 import threading
@@ -73,6 +74,7 @@ class Batcher:
     batch: int = 32  # images that are computed together
     delay: float = 0.002  # seconds
     capacity: int = 256  # images that are accepted and not answered yet
+    choose: Callable[[Any, int], int] = lambda key, count: count  # how many of those that wait are computed now
     observe: Callable[[int], None] = lambda count: None  # told the size of each batch
     pending: int = field(default=0, init=False)  # touched by the event loop alone
 
@@ -127,38 +129,46 @@ class Batcher:
 
     def _run(self) -> None:
         """The thread that computes."""
-        while (first := self._ready.get()) is not None:
-            works, last = self._collect(first)
-            by_key: dict[Hashable, list[Work]] = {}
-            for work in works:
-                by_key.setdefault(work.ticket.key, []).append(work)
-            for key, group in by_key.items():
-                try:
-                    self.observe(len(group))
-                    results = self.compute(key, [work.image for work in group])
-                except Exception as error:
-                    results = [Failed(error)] * len(group)
-                self._answer(group[0].ticket.future.get_loop(), list(zip(group, results, strict=True)))
-            del works, by_key, group, results, first  # a thread that waits would keep the last images
-            if last:
-                return
-
-    def _collect(self, first: Work) -> tuple[list[Work], bool]:
-        """A batch, and whether it is the last."""
-        works, end = [first], time.perf_counter() + self.delay
-        while len(works) < self.batch:
+        waiting: list[Work] = []
+        last = False
+        while waiting or not last:
+            last = self._collect(waiting) or last
+            if not waiting:
+                continue
+            key = waiting[0].ticket.key
+            group = [work for work in waiting if work.ticket.key == key][: self.batch]
+            group = group[: self.choose(key, len(group))]
+            waiting = [work for work in waiting if work not in group]
             try:
-                left = end - time.perf_counter()
-                work = self._ready.get(timeout=left) if self._decoding and left > 0 else self._ready.get_nowait()
+                self.observe(len(group))
+                results = self.compute(key, [work.image for work in group])
+            except Exception as error:
+                results = [Failed(error)] * len(group)
+            self._answer(group[0].ticket.future.get_loop(), list(zip(group, results, strict=True)))
+            del key, group, results  # a thread that waits would keep images, and a model
+
+    def _collect(self, waiting: list[Work]) -> bool:
+        """Adds what is ready, up to a batch, to what is left of before; whether there is no more to come."""
+        end = time.perf_counter() + self.delay if waiting else None
+        while len(waiting) < self.batch:
+            try:
+                if not waiting:
+                    work = self._ready.get()
+                elif self._decoding and end is not None and (left := end - time.perf_counter()) > 0:
+                    work = self._ready.get(timeout=left)
+                else:
+                    work = self._ready.get_nowait()
             except queue.Empty:
-                break
+                return False
             if work is None:
-                return works, True
-            works.append(work)
-        return works, False
+                return True
+            end = end or time.perf_counter() + self.delay
+            waiting.append(work)
+        return False
 
     def _answer(self, loop: asyncio.AbstractEventLoop, pairs: list[tuple[Work, Any]]) -> None:
-        loop.call_soon_threadsafe(self._finish, pairs)
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any longer
+            loop.call_soon_threadsafe(self._finish, pairs)
 
     def _finish(self, pairs: list[tuple[Work, Any]]) -> None:
         """Runs in the event loop."""

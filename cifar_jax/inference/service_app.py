@@ -57,6 +57,7 @@ class Service:
             limits.batch,
             limits.batch_delay / 1000,
             limits.queue,
+            lambda key, count: key[0].best_count(key[1], count),
             self.metrics.batches.observe,
         )
         self.app = self._application(token, origins, hosts)
@@ -169,7 +170,7 @@ class Service:
 def compute(key: tuple[Model, str], images: list[np.ndarray]) -> list[dict[str, Any]]:
     """Runs in the thread of the batcher."""
     model, kind = key
-    return (model.predict if kind == "predict" else model.similar)(np.stack(images))
+    return model.compute(kind, np.stack(images))
 
 
 def top_of(request: Request, kind: str, most: int) -> int:

@@ -3,9 +3,10 @@
 import functools
 import io
 import os
+import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from cifar_jax.runs.workdir import load_classifier
 from cifar_jax.training.objectives import objective_of
 
 MOST_SIMILAR = 100  # images that an answer can hold
+TRIES = 3  # timed runs of a batch
 PICTURE = 128  # pixels of a side, at most
 
 
@@ -36,6 +38,7 @@ class Model:
     classifier: Classifier
     index: Index | None
     splits: dict[str, np.ndarray]  # images of those that the index holds, as far as they were found
+    seconds: dict[str, dict[int, float]] = field(default_factory=dict)  # of a batch, by kind and size; see `warm`
 
     @property
     def name(self) -> str:
@@ -72,18 +75,31 @@ class Model:
         name = item["path"] if "split" in item else shown(os.path.basename(item["path"]))
         return {"id": row, "name": name, "label": label if known else None, "similarity": neighbour.similarity}
 
+    def compute(self, kind: str, images: np.ndarray) -> list[dict[str, Any]]:
+        """ "predict" or "similar"."""
+        return self.predict(images) if kind == "predict" else self.similar(images)
+
     def warm(self, batch: int) -> None:
-        """Compiles the programs of all sizes, each a power of two (see `Classifier`)."""
-        shape, size = tuple(self.classifier.recipe.data.image_shape), 1
-        while True:
-            images = np.zeros((min(size, batch), *shape), np.uint8)
-            if self.predicts:
-                self.predict(images)
-            if self.index is not None:
-                self.similar(images)
-            if size >= batch:
-                return
-            size *= 2
+        """Compiles the programs of all sizes, each a power of two (see `Classifier`), and measures them."""
+        shape = tuple(self.classifier.recipe.data.image_shape)
+        kinds = ["predict"] * self.predicts + ["similar"] * (self.index is not None)
+        for kind in kinds:
+            self.seconds[kind] = {}
+            for power in range((batch - 1).bit_length() + 1):
+                images, times = np.zeros((min(1 << power, batch), *shape), np.uint8), []
+                for _ in range(1 + TRIES):  # the first compiles
+                    start = time.perf_counter()
+                    self.compute(kind, images)
+                    times.append(time.perf_counter() - start)
+                self.seconds[kind][1 << power] = min(times)
+
+    def best_count(self, kind: str, count: int) -> int:
+        """How many of `count` images to compute at once, so that most are answered a second.
+
+        A batch is padded to a power of two: 17 images may take as long as 32.
+        """
+        rates = [(min(size, count) / seconds, min(size, count)) for size, seconds in self.seconds.get(kind, {}).items()]
+        return max(rates, default=(0.0, count))[1]
 
     @functools.cached_property
     def predicts(self) -> bool:

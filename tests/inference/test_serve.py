@@ -136,22 +136,28 @@ def test_many_at_once_are_each_answered_with_their_own(server, classifier, image
 
 
 def test_before_it_is_compiled_and_after_an_error_of_the_program(classifier):
-    from starlette.testclient import TestClient
-
     from cifar_jax.inference.service_app import Limits, Service
     from cifar_jax.inference.service_model import Model
 
     service = Service(Model(classifier, None, {}), Limits(), None, [])
-    client = TestClient(service.app, raise_server_exceptions=False)
-    assert client.get("/healthz").status_code == 200
-    for answer in (client.get("/readyz"), client.post("/v1/predict", content=png())):
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    service.ready = True
-    assert client.post("/v1/predict", content=png()).status_code == client.get("/readyz").status_code == 200
-    broken = Model(dataclasses.replace(classifier, weights={}), None, {})
-    service.model = broken
-    answer = client.post("/v1/predict", content=png())
-    assert (answer.status_code, answer.json()) == (500, {"error": "an error of the service; its log tells more"})
+
+    async def ask(method, path, content=b""):
+        transport = httpx.ASGITransport(service.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.request(method, path, content=content)
+
+    async def main():
+        assert (await ask("GET", "/healthz")).status_code == 200
+        for answer in (await ask("GET", "/readyz"), await ask("POST", "/v1/predict", png())):
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        service.ready = True
+        for answer in (await ask("GET", "/readyz"), await ask("POST", "/v1/predict", png())):
+            assert answer.status_code == 200
+        service.model = Model(dataclasses.replace(classifier, weights={}), None, {})
+        answer = await ask("POST", "/v1/predict", png())
+        assert (answer.status_code, answer.json()) == (500, {"error": "an error of the service; its log tells more"})
+
+    asyncio.run(main())
     service.batcher.close()
 
 
@@ -470,6 +476,38 @@ def test_a_full_queue_refuses_and_what_was_given_up_is_not_computed():
     assert run_batcher(scenario, decode, compute, capacity=2) == [b"4", b"5"]
     assert set(computed) <= {b"1", b"2", b"4", b"5"}
     assert b"3" not in computed
+
+
+def test_a_batch_is_as_large_as_pays():
+    """17 images that would be padded to 32 wait for no gain; the order stays."""
+    from cifar_jax.inference.service_model import Model
+
+    flat = Model(None, None, {}, {"predict": {1: 1.0, 2: 2.0, 4: 3.9, 8: 7.8}})
+    assert [flat.best_count("predict", count) for count in (1, 2, 3, 4, 5, 7, 8)] == [1, 2, 2, 4, 4, 4, 8]
+    steep = Model(None, None, {}, {"predict": {1: 1.0, 2: 1.1, 4: 1.2, 8: 1.3}})
+    assert [steep.best_count("predict", count) for count in (1, 3, 5, 8)] == [1, 3, 5, 8]
+    assert Model(None, None, {}).best_count("predict", 7) == 7
+    sizes, gate, order = [], threading.Event(), []
+
+    def compute(key, images):
+        gate.wait(10)
+        sizes.append(len(images))
+        order.extend(images)
+        return images
+
+    async def scenario(batcher):
+        first = asyncio.ensure_future(batcher.submit("a", [b"0"]))
+        await asyncio.sleep(0.1)
+        rest = [asyncio.ensure_future(batcher.submit("a", [b"%d" % number])) for number in range(1, 8)]
+        await asyncio.sleep(0.1)
+        gate.set()
+        return await asyncio.gather(first, *rest)
+
+    choose = lambda key, count: flat.best_count("predict", count)
+    found = run_batcher(scenario, lambda key, content, small: content, compute, choose=choose)
+    assert found == [[b"%d" % number] for number in range(8)]
+    assert sizes == [1, 4, 2, 1]
+    assert sorted(order) == [b"%d" % number for number in range(8)]
 
 
 def test_an_error_of_the_program_is_that_of_its_batch_alone():
