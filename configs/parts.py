@@ -3,6 +3,9 @@
 python examples/draw_parts.py parts
 python launch.py train --config=configs/parts.py --workdir=runs/parts
 
+2 CPU cores: test accuracy 99.64% (n=1, seed 0; 5,000 images). It says little where 98% are good; docs/inspection.md
+has recall and precision.
+
 Defects are rare, so every class has the same share of the loss. They are small too: the images keep their 64 pixels.
 """
 

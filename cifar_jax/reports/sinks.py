@@ -5,6 +5,7 @@ cj.fit(recipe, "runs/cnn", callbacks=[TensorBoard()])
 
 import importlib
 import json
+import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class WeightsAndBiases:
             folder = _folder(event, "wandb")
             folder.mkdir(parents=True, exist_ok=True)
             self.skipped, known = _last_step(folder), folder / "run_id.txt"
-            identity = known.read_text() if known.exists() else self.library.util.generate_id()
+            identity = known.read_text() if known.exists() else secrets.token_hex(4)
             known.write_text(identity)  # so that a resumed run goes on with the same one
             config = flatten(to_json(event.recipe))
             name = event.workdir.name if event.workdir else None
