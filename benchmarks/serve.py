@@ -19,6 +19,7 @@ import base64
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,11 @@ class Service:
         environment = {**os.environ, "PYTHONPATH": path}
         started = command.split() if command else [sys.executable, "launch.py", "serve", "--port=0"]
         self.process = subprocess.Popen(
-            [*started, f"--workdir={workdir}", *arguments], cwd=HERE.parent, env=environment, stdout=subprocess.PIPE
+            [*started, f"--workdir={workdir}", *arguments],
+            cwd=HERE.parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -94,7 +99,7 @@ class Service:
         return float(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) / 1000  # type: ignore[index]
 
     def close(self) -> None:
-        self.process.terminate()
+        os.killpg(self.process.pid, signal.SIGTERM)  # a peer may have workers that outlive it
         self.process.wait(60)
 
 

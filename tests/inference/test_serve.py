@@ -374,6 +374,11 @@ def test_the_answer_to_a_body_that_is_too_long_arrives(server, client):
     answer = client.post("/v1/predict", content=bytes(5_000_000))
     assert answer.status_code == 413
     assert answer.headers["connection"] == "close"
+    with server.raw() as connection:  # a client that sends all of it before it reads
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20000000\r\n\r\n")
+        for _ in range(20):
+            connection.sendall(bytes(1_000_000))
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
     with server.raw() as connection:  # curl asks before it sends
         connection.sendall(
             b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\nExpect: 100-continue\r\n\r\n"
@@ -522,6 +527,15 @@ def test_an_error_of_the_program_is_that_of_its_batch_alone():
     (failed,), good = run_batcher(scenario, lambda key, content, small: content, compute)
     assert isinstance(failed, Failed)
     assert good == [b"2"]
+
+
+def test_a_webp_of_too_many_pixels_is_not_even_opened(monkeypatch):
+    """Pillow allocates two images of its size to open it."""
+    from cifar_jax.inference import service_images
+
+    monkeypatch.setattr(service_images, "decode", None)
+    refused = decode_upload(webp(16_000, 16_000), (8, 8, 3), "stretch", 10**6, True)
+    assert (refused.status, "16000x16000 pixels" in refused.reason) == (413, True)
 
 
 def test_sizes_of_webp_are_those_of_pillow():
