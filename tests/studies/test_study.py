@@ -333,9 +333,7 @@ def test_runs_share_their_programs_and_compile_once(tmp_path, monkeypatch):
     """Two arms that differ in traced fields, three seeds: one program."""
     made_programs = []
     jit = programs.jit
-    monkeypatch.setattr(
-        programs, "jit", lambda function, **more: made_programs.append(function) or jit(function, **more)
-    )
+    monkeypatch.setattr(programs, "jit", lambda *given, **more: made_programs.append(given) or jit(*given, **more))
     for program in (programs.epochs_program, programs._evaluation_program, programs._first_program):
         program.cache_clear()
     ablate(tmp_path, CHANGES[1:], seeds=3)
