@@ -332,6 +332,7 @@ def test_a_study_does_not_touch_the_test_split(tmp_path, monkeypatch):
 def test_runs_share_their_programs_and_compile_once(tmp_path, monkeypatch):
     """Two arms that differ in traced fields, three seeds: one program."""
     made_programs = []
+    programs.copy()  # made once in a process, whichever test comes first
     jit = programs.jit
     monkeypatch.setattr(programs, "jit", lambda *given, **more: made_programs.append(given) or jit(*given, **more))
     for program in (programs.epochs_program, programs._evaluation_program, programs._first_program):
