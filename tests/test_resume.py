@@ -1,5 +1,6 @@
 """A run that was stopped, killed or damaged ends as the unbroken run does, bit for bit."""
 
+import functools
 import json
 import os
 import random
@@ -34,6 +35,12 @@ FULL = {
 
 def fit(recipe, workdir=None, **options):
     return cj.fit(recipe, workdir, data=DATA, progress=False, **options)
+
+
+@functools.cache
+def whole(recipe):
+    """The run that nobody stopped; without a workdir it is the same (test_with_and_without_a_workdir_...)."""
+    return fit(recipe)
 
 
 def untimed(history):
@@ -97,13 +104,12 @@ def stop_after(epoch, monkeypatch):
 @pytest.mark.parametrize("epoch", [1, 4])
 def test_a_stopped_run_resumes_exactly(changes, epoch, tmp_path, monkeypatch):
     recipe = made.recipe(**FULL | changes)
-    whole = fit(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(epoch if recipe.chunk_epochs == 1 else 4, patch)
         with pytest.raises(KeyboardInterrupt):
             fit(recipe, tmp_path / "stopped")
-    assert_same(fit(recipe, tmp_path / "stopped"), whole)
-    assert_same(cj.load_run(tmp_path / "stopped"), whole)
+    assert_same(fit(recipe, tmp_path / "stopped"), whole(recipe))
+    assert_same(cj.load_run(tmp_path / "stopped"), whole(recipe))
 
 
 def test_chunks_do_not_change_the_run(tmp_path):
@@ -113,27 +119,26 @@ def test_chunks_do_not_change_the_run(tmp_path):
 
 
 def test_with_and_without_a_workdir_is_the_same_run(tmp_path):
-    assert_same(fit(made.recipe(**FULL)), fit(made.recipe(**FULL), tmp_path))
+    assert_same(whole(made.recipe(**FULL)), fit(made.recipe(**FULL), tmp_path))
 
 
 def test_a_complete_run_is_returned_as_it_is(tmp_path):
     recipe = made.recipe(**FULL)
-    whole = fit(recipe, tmp_path)
+    fit(recipe, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
-    assert_same(fit(recipe, tmp_path), whole)
+    assert_same(fit(recipe, tmp_path), whole(recipe))
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_recipe_json_alone_repeats_the_run(tmp_path):
-    whole = fit(made.recipe(**FULL), tmp_path / "whole")
+    first = fit(made.recipe(**FULL), tmp_path / "whole")
     again = fit(cj.load_recipe(tmp_path / "whole" / "recipe.json"), tmp_path / "again")
-    assert_same(again, whole)
+    assert_same(again, first)
 
 
 @pytest.mark.parametrize("damage", ["flip a bit", "remove", "empty"])
 def test_a_damaged_newest_checkpoint_costs_only_its_epochs(damage, tmp_path, monkeypatch):
     recipe = made.recipe(**FULL)
-    whole = fit(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(4, patch)
         with pytest.raises(KeyboardInterrupt):
@@ -151,13 +156,12 @@ def test_a_damaged_newest_checkpoint_costs_only_its_epochs(damage, tmp_path, mon
         newest.mkdir()
     with pytest.warns(UserWarning, match=f"checkpoint {newest.name}"):
         resumed = fit(recipe, tmp_path / "run")
-    assert_same(resumed, whole)
+    assert_same(resumed, whole(recipe))
     assert (tmp_path / "run" / "quarantine" / newest.name).exists()
 
 
 def test_a_half_written_line_is_written_again(tmp_path, monkeypatch):
     recipe = made.recipe(**FULL)
-    whole = fit(recipe, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(3, patch)
         with pytest.raises(KeyboardInterrupt):
@@ -165,7 +169,7 @@ def test_a_half_written_line_is_written_again(tmp_path, monkeypatch):
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "ste')
     assert [line["epoch"] for line in log.read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
-    assert_same(fit(recipe, tmp_path / "run"), whole)
+    assert_same(fit(recipe, tmp_path / "run"), whole(recipe))
 
 
 def test_another_recipe_is_refused_field_by_field(tmp_path):
@@ -323,22 +327,22 @@ def unbroken(tmp_path_factory):
     return cj.load_run(workdir / "warm"), time.monotonic() - began
 
 
-@pytest.mark.parametrize("trial", range(int(os.environ.get("CIFAR_JAX_KILLS", "3"))))
+@pytest.mark.parametrize("trial", range(int(os.environ.get("CIFAR_JAX_KILLS", "2"))))
 def test_a_killed_run_resumes_exactly(trial, unbroken, tmp_path):
     """kill -9 at a random moment, then the same command. CIFAR_JAX_KILLS=20 tries more."""
-    whole, seconds = unbroken
+    unbroken_run, seconds = unbroken
     process = start(tmp_path / "run")
     time.sleep(random.uniform(0.3, 1.0) * seconds)
     process.kill()
     process.wait()
     again = start(tmp_path / "run")
     assert again.wait() == 0, again.stderr.read()
-    assert_same(cj.load_run(tmp_path / "run"), whole)
+    assert_same(cj.load_run(tmp_path / "run"), unbroken_run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_leave_a_resumable_run(number, unbroken, tmp_path):
-    whole, _ = unbroken
+    unbroken_run, _ = unbroken
     process = start(tmp_path / "run")
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 2:
@@ -359,11 +363,11 @@ def test_ctrl_c_and_sigterm_leave_a_resumable_run(number, unbroken, tmp_path):
             assert not manifests
     again = start(tmp_path / "run")
     assert again.wait() == 0
-    assert_same(cj.load_run(tmp_path / "run"), whole)
+    assert_same(cj.load_run(tmp_path / "run"), unbroken_run)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["count"] == 360
 
 
-@pytest.mark.parametrize("trial", range(int(os.environ.get("CIFAR_JAX_SIGNALS", "4"))))
+@pytest.mark.parametrize("trial", range(int(os.environ.get("CIFAR_JAX_SIGNALS", "2"))))
 def test_a_signal_ends_the_process_at_any_moment(trial, unbroken, tmp_path):
     """At a random moment of import, data, compilation, training or evaluation. CIFAR_JAX_SIGNALS=100 tries more."""
     _, seconds = unbroken
