@@ -50,7 +50,7 @@ def override(recipe: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) 
     changed = ConfigDict(recipe, convert_dict=True).copy_and_resolve_references()
     changed.unlock()
     flat = flatten(changes)
-    for section in BUILT:
+    for section in [name for name in BUILT if name in changed]:  # a part of a recipe has fewer
         name = flat.pop(f"{section}.name", changed[section].name)
         if isinstance(name, int | float | tuple | list):
             raise _no_name(section, name)

@@ -150,7 +150,7 @@ class Classifier:
 
     @functools.cached_property
     def _shared(self) -> Any:
-        return programs.shared(self.recipe)
+        return programs.shared(self.recipe, programs.EVALUATION_FIELDS)
 
     def _in_batches(self, program: Any, images: np.ndarray, width: int | None) -> np.ndarray:
         """program(weights, batch) over all images; few images are padded to a power of two, because a program for each

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -54,6 +54,12 @@ UNUSED_FIELDS = {
     "early_stopping.patience": 0,
     "early_stopping.metric": "",
 }
+# What some programs read of a recipe, so that runs share them whose training differs otherwise.
+EVALUATION_FIELDS = ("data", "model", "loss", "evaluation", "dtype")
+FIRST_STATE_FIELDS = (
+    *("data", "model", "proxy", "selection", "optimizer", "groups", "schedule", "gradient_clip_norm", "average"),
+    *("lookahead", "epochs", "batch_size", "seed", "seeds", "dtype"),
+)
 # Multiply-adds of the forward pass in one part of an epoch: 20 to 70 s on two cores, and beyond any epoch of CIFAR-10
 # on an accelerator.
 PART_COST = {"cpu": 3e12, "gpu": 3e15, "tpu": 3e15}
@@ -73,12 +79,21 @@ def numbers(recipe: Any) -> dict[str, jax.Array]:
     return values
 
 
-def shared(recipe: Any) -> FrozenConfigDict:
-    """The recipe without what its programs take as arguments or do not depend on: equal for runs that share them."""
+def shared(recipe: Any, fields_read: Collection[str] = ()) -> FrozenConfigDict:
+    """The recipe without what its programs take as arguments or do not depend on: equal for runs that share them.
+
+    `fields_read` are the only ones that are kept, if they are given: the tracing of a program that reads another fails.
+    """
     placeholders = {path: 0 if path.startswith("seeds.") else 0.0 for path in numbers(recipe)}
     fields = flatten(recipe)  # a run of an older version has fewer
     unused = {path: value for path, value in UNUSED_FIELDS.items() if path in fields}
-    return FrozenConfigDict(override(recipe, {**placeholders, **unused}))
+    kept = override(recipe, {**placeholders, **unused})
+    return FrozenConfigDict({name: kept[name] for name in fields_read or kept if name in kept})
+
+
+def numbers_read(recipe: Any, fields_read: Collection[str]) -> dict[str, jax.Array]:
+    """The `numbers` in `fields_read`."""
+    return {path: value for path, value in numbers(recipe).items() if path.partition(".")[0] in fields_read}
 
 
 def part_steps(recipe: Any, steps: int) -> int:
@@ -101,7 +116,8 @@ def phases(recipe: Any, start: int, end: int) -> Phases:
 
 def first_state(recipe: Any, images: jax.Array) -> training.TrainState:
     """The state before the first step on the training images uint8 [N, H, W, C]."""
-    return _first_program(shared(recipe))(numbers(recipe), images)
+    fields = FIRST_STATE_FIELDS
+    return _first_program(shared(recipe, fields))(numbers_read(recipe, fields), images)
 
 
 @functools.lru_cache(PROGRAMS)
@@ -219,7 +235,8 @@ def _finite(recipe: Any, state: training.TrainState, data: Arrays) -> jax.Array:
 
 def evaluate(recipe: Any, weights: Any, data: Arrays, views: str, batch: NamedSharding | None) -> Any:
     """evaluation.sums_and_probabilities of a split."""
-    return _evaluation_program(shared(recipe), views, batch)(numbers(recipe), weights, *data)
+    program = _evaluation_program(shared(recipe, EVALUATION_FIELDS), views, batch)
+    return program(numbers_read(recipe, EVALUATION_FIELDS), weights, *data)
 
 
 @functools.lru_cache(PROGRAMS)
@@ -235,13 +252,13 @@ def _evaluation_program(recipe: FrozenConfigDict, views: str, batch: NamedShardi
 
 @functools.lru_cache(PROGRAMS)
 def logits_program(recipe: FrozenConfigDict, views: str) -> Any:
-    """(weights, images uint8 [B, H, W, C]) -> logits float32 [B, classes], for the `shared` recipe."""
+    """(weights, images uint8 [B, H, W, C]) -> logits float32 [B, classes], for the recipe `shared` for evaluation."""
     return jit(lambda weights, images: evaluation.logits(recipe, weights, images, views), recipe.dtype)
 
 
 @functools.lru_cache(PROGRAMS)
 def embeddings_program(recipe: FrozenConfigDict) -> Any:
-    """(weights, images uint8 [B, H, W, C]) -> embeddings float32 [B, D], for the `shared` recipe."""
+    """(weights, images uint8 [B, H, W, C]) -> embeddings float32 [B, D], for the recipe `shared` for evaluation."""
     return jit(lambda weights, images: evaluation.embeddings(recipe, weights, images), recipe.dtype)
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.errors import ScopeParamShapeError
+from ml_collections import FrozenConfigDict
 
 from cifar_jax.errors import InputError, with_article
-from cifar_jax.recipe import build, to_json
+from cifar_jax.recipe import build, override, to_json
 from cifar_jax.training.augment import views
 from cifar_jax.training.objectives import Batch, objective_of
 from cifar_jax.training.optimizers import OPTIMIZERS
@@ -28,12 +29,10 @@ def check(recipe: Any, context: Any = None) -> None:
     _check_combinations(recipe)
     views(recipe.evaluation.views)
     try:
-        build(OPTIMIZERS, recipe.optimizer, "optimizer")
-        state = jax.eval_shape(lambda: init(recipe))
-        if objective_of(recipe).predicts:
-            for section in ("model", "proxy") if recipe.selection.share else ("model",):
-                _check_logits(recipe, state, section)
-        _check_step(recipe, state, context)
+        if context is None:
+            _trace_once(FrozenConfigDict(override(recipe, {"seed": 0})))
+        else:
+            _trace(recipe, context)
     except InputError:
         raise
     except ScopeParamShapeError as error:
@@ -43,6 +42,22 @@ def check(recipe: Any, context: Any = None) -> None:
         cause = str(error).splitlines()[0]
         remedy = "check its sizes and the functions that were passed to fit"
         raise InputError(f"the recipe cannot be built: {cause}; {remedy}") from error
+
+
+def _trace(recipe: Any, context: Any) -> None:
+    """Builds everything without computing anything."""
+    build(OPTIMIZERS, recipe.optimizer, "optimizer")
+    state = jax.eval_shape(lambda: init(recipe))
+    if objective_of(recipe).predicts:
+        for section in ("model", "proxy") if recipe.selection.share else ("model",):
+            _check_logits(recipe, state, section)
+    _check_step(recipe, state, context)
+
+
+@functools.lru_cache(32)
+def _trace_once(recipe: FrozenConfigDict) -> None:
+    """The seeds of a study differ, and their traces do not; an exception is not kept."""
+    _trace(recipe, None)
 
 
 def _check_ranges(recipe: Any) -> None:

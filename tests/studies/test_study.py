@@ -330,7 +330,7 @@ def test_a_study_does_not_touch_the_test_split(tmp_path, monkeypatch):
 
 
 def test_runs_share_their_programs_and_compile_once(tmp_path, monkeypatch):
-    """Two arms that differ in traced fields, three seeds: one program."""
+    """Two arms that differ in traced fields, three seeds: one program; another way of training: one more."""
     made_programs = []
     programs.copy()  # made once in a process, whichever test comes first
     jit = programs.jit
@@ -339,13 +339,16 @@ def test_runs_share_their_programs_and_compile_once(tmp_path, monkeypatch):
         program.cache_clear()
     ablate(tmp_path, CHANGES[1:], seeds=3)
     assert len(made_programs) == 3  # the first state, an epoch, the evaluation
+    ablate(tmp_path, [*CHANGES[1:], {"augment.flip": 0, "loss.label_smoothing": 0.1}], seeds=3)
+    assert len(made_programs) == 4
 
 
 @pytest.mark.parametrize("how", ["unrolled", "mapped"])
 @pytest.mark.parametrize("part_steps", [0, 3])
 def test_runs_in_one_program_are_the_single_runs(how, part_steps, tmp_path):
     """After one step to 1e-5 of the largest weight; a run that ends early does not hold up the others."""
-    recipe = cj.override(RECIPE, {"epochs": 1, "batch_size": 64, "part_steps": part_steps})
+    small = {"model": {"name": "mlp", "widths": (8,)}, "epochs": 1, "batch_size": 64, "part_steps": part_steps}
+    recipe = cj.override(RECIPE, small)
     if part_steps:
         recipe = cj.override(recipe, {"batch_size": 16, "optimizer.learning_rate": 1e-4})
     ablate(tmp_path, [{"optimizer.learning_rate": 0.001}], seeds=2, recipe=recipe, execution=how, together=3)

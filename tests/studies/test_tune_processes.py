@@ -30,7 +30,7 @@ def database():
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_after_kills_and_one_start_of_a_worker_no_trial_is_lost(kind, tmp_path, request):
     address = request.getfixturevalue("database") if kind == "postgresql" else None
-    result, figures = kill_workers(tmp_path / f"study-{kind}", address, kills=3, seed=1)
+    result, figures = kill_workers(tmp_path / f"study-{kind}", address, kills=2, seed=1)
     check(result)
     assert sum(figures["after"].values()) == max(1, sum(figures["before"].values()))
     numbers = [trial.number for trial in result.trials]
@@ -44,14 +44,14 @@ def test_two_living_workers_are_both_owners(tmp_path):
         third = start(tmp_path / "study", None)
         workers.append(third)
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(list((tmp_path / "study/trials").glob("*"))) < 6:
+        while time.monotonic() < deadline and len(list((tmp_path / "study/trials").glob("*"))) < 4:
             time.sleep(0.2)
     finally:
         for worker in workers:
             worker.kill()
             worker.wait()
     lines = list(csv.DictReader((tmp_path / "study/trials.csv").open()))
-    assert len(lines) >= 3
+    assert len(lines) >= 2
     assert {line["retries"] for line in lines} == {"0"}
     assert "failed" not in {line["status"] for line in lines}
 
