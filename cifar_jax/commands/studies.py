@@ -13,6 +13,7 @@ import cifar_jax as cj
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 
 _folder: Path | None = None  # of the study that this process trains, for `last_words`
+_engine: str | None = None  # that trains it, where it is not this process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--final", nargs="?", const="", metavar="ARM", help="evaluate on the test split, all arms or one; counted"
     )
+    add_engine_arguments(parser)
     add_report_arguments(parser)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of what trains the runs; `tune` has them too."""
+    parser.add_argument("--engine", metavar="NAME", help="local: workers on this machine; slurm: jobs of Slurm")
+    parser.add_argument("--processes", type=int, metavar="N", help="workers at the same time, which share the cores")
+    parser.add_argument("--partition", help="of Slurm; its default if not given")
+    parser.add_argument("--time_limit", type=int, metavar="MINUTES", help="of a job of Slurm, which then continues; 60")
+    parser.add_argument(
+        "--slurm", action="append", default=[], metavar="NAME=VALUE", help="an option of sbatch; repeatable"
+    )
+
+
+def engine_of(options: argparse.Namespace) -> Any:
+    """The engine that the arguments ask for; None for this process."""
+    from cifar_jax.studies.engines import OPTIONS, find_engine
+
+    given = {name: getattr(options, name) for name in OPTIONS}
+    for text in options.slurm:
+        if not text.partition("=")[1] or text.startswith("="):
+            raise cj.InputError(f"--slurm='{text}' is not of the form NAME=VALUE, such as gpus-per-node=1")
+    given["slurm"] = {name: value for name, _, value in (text.partition("=") for text in options.slurm)}
+    return find_engine(**given)
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +77,8 @@ def run(options: argparse.Namespace, command: str, arms_of: Callable[[Any], Any]
     from cifar_jax.studies.compare import check_detect, check_metric
     from cifar_jax.studies.study import Options, Study
 
-    global _folder
+    global _folder, _engine
+    engine = engine_of(options)
     options.metric = options.metric or ("validation_accuracy" if options.final is None else "test_accuracy")
     check_metric(options.metric, ("validation",) if options.final is None else ("validation", "test"))
     check_detect(options.metric, options.detect)
@@ -60,20 +86,21 @@ def run(options: argparse.Namespace, command: str, arms_of: Callable[[Any], Any]
     recipe = cj.load_recipe(options.config, options.changes)
     folder = Path(options.folder or f"studies/{Path(options.config).stem}-{command}")
     names = ("data_dir", "light", "execution", "together", "max_hours", "max_runs", "retry")
-    chosen = Options(**{name: getattr(options, name) for name in names})
+    chosen = Options(engine=engine, **{name: getattr(options, name) for name in names})
     study = Study(command, folder, recipe, arms_of(recipe), options.seeds, chosen)
     if options.dry_run:
         print(study.plan())
         return 0
-    _folder = folder
+    _folder, code = folder, 0
     if options.final is None:
-        study.train()
+        _engine = engine and engine.name
+        code = study.train()
     else:
         study.final(options.final or None)
     report([folder], options)
     if options.format == "table":
         print(f"\nThe study is in {folder}: study.json, runs.csv, and a workdir for each run.")
-    return 0
+    return code
 
 
 def check_plots(options: argparse.Namespace) -> None:
@@ -106,8 +133,20 @@ def last_words() -> str:
     """What a signal leaves of the study, in one sentence, from its study.json. Imports nothing."""
     if _folder is None:
         return ""
+    more = words_of_workers(_folder, _engine) if _engine else "the same command continues"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         study = json.loads((_folder / "study.json").read_text())
         total = len(study["arms"]) * len(study["seeds"])
-        return f"stopped; {len(study['runs'])} of {total} runs are done, and the same command continues"
+        return f"stopped; {len(study['runs'])} of {total} runs are done, and {more}"
     return "stopped before a run was done; the same command starts anew"
+
+
+def words_of_workers(folder: Path, engine: str) -> str:
+    """What becomes of the workers when this process ends, in a sentence. Imports nothing."""
+    if engine == "local":
+        return "the workers stop too; the same command continues"
+    numbers: list[str] = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        jobs = json.loads((folder / "jobs" / "jobs.json").read_text())["jobs"].values()
+        numbers = sorted({job["job"].partition("_")[0] for job in jobs if job["state"] == "submitted"})
+    return f"the jobs go on: the same command watches them, 'scancel {' '.join(numbers)}' cancels them"
