@@ -28,7 +28,8 @@ from cifar_jax.process import unblocked_signals
 ENGINES = ("local", "slurm")
 OPTIONS = ("engine", "processes", "partition", "time_limit", "slurm")  # the arguments of `find_engine`
 TIME_LIMIT = 60  # minutes
-PROGRAMS = ("sbatch", "squeue", "srun", "scontrol")  # of Slurm, which `slurm` and submitit call
+PROGRAMS = ("sbatch", "squeue", "sinfo", "srun", "scontrol")  # of Slurm, which `slurm` and submitit call
+ANSWER = 60.0  # seconds in which a command of Slurm must end
 POLL = 0.5  # seconds between two looks at the workers of this machine
 STORAGE = "CIFAR_JAX_STORAGE"  # the environment variable with the address of a search's database
 
@@ -71,17 +72,39 @@ def find_engine(
         return Engine("local", processes)
     if time_limit is not None and (not isinstance(time_limit, int) or time_limit < 1):
         raise InputError(f"time_limit is {time_limit!r}; it is in whole minutes, at least 1")
-    check_slurm()
+    check_slurm(partition)
     more = {name.lstrip("-"): str(value) for name, value in (slurm or {}).items()}
     return Engine("slurm", processes, partition, time_limit or TIME_LIMIT, more)
 
 
-def check_slurm() -> None:
-    """Raises InputError, saying what is missing, where no job can be submitted from this machine."""
+def check_slurm(partition: str | None) -> None:
+    """Raises InputError, saying what is missing, where no job can be submitted from this machine to the partition."""
     submitit_library()
     if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
         what = f"engine='slurm' needs Slurm's commands, and {', '.join(missing)} is not on this machine's PATH"
         raise InputError(f"{what}; use a login node of a Slurm cluster, or engine='local'")
+    known = ask_slurm("sinfo", "--all", "--noheader", "--format=%R").split()
+    for name in partition.split(",") if partition else ():
+        if name not in known:
+            raise InputError(f"partition '{name}' is unknown to Slurm{nearest(name, set(known))}")
+
+
+def ask_slurm(*command: str) -> str:
+    """What a command of Slurm prints. Raises InputError, with its message, where it fails or does not end."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER)
+        reason = message_of(done.stderr) if done.returncode else None
+    except subprocess.TimeoutExpired:
+        reason = f"{command[0]} did not end within {ANSWER:.0f} s"
+    if reason:
+        raise InputError(f"Slurm does not answer ({reason}); start it, or ask its administrator")
+    return done.stdout
+
+
+def message_of(text: str) -> str:
+    """What Slurm printed, without the names of its programs, in one line."""
+    lines = [line.partition("error: ")[2] or line for line in text.strip().splitlines()]
+    return "; ".join(line.strip() for line in lines if line.strip()) or "without a message"
 
 
 def submitit_library() -> Any:
@@ -134,7 +157,7 @@ def worker_command(arguments: Sequence[str]) -> list[str]:
 def worker_environment() -> dict[str, str]:
     """Of a worker: it finds this package, wherever it is started, and may share a GPU."""
     root = str(Path(__file__).resolve().parent.parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = dict.fromkeys([root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 

@@ -10,6 +10,7 @@ the run. A worker ends in order at SIGTERM, which Slurm sends first.
 """
 
 import contextlib
+import io
 import os
 import shlex
 import signal
@@ -22,7 +23,14 @@ from typing import Any
 
 from cifar_jax.errors import InputError
 from cifar_jax.runs.files import read_json, unsealed, write_sealed
-from cifar_jax.studies.engines import Engine, submitit_library, worker_command, worker_environment
+from cifar_jax.studies.engines import (
+    Engine,
+    ask_slurm,
+    message_of,
+    submitit_library,
+    worker_command,
+    worker_environment,
+)
 
 FOLDER = "jobs"
 FILE = "jobs/jobs.json"
@@ -80,12 +88,9 @@ def job_states() -> dict[str, str]:
 
     Raises InputError, with Slurm's message, where it does not answer.
     """
-    user = ["--user", str(os.getuid())]
-    command = ["squeue", *user, "--array", "--states=all", "--noheader", "--format=%i %T"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise InputError(f"Slurm does not answer ({_message(done.stderr)}); start it, or ask its administrator")
-    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if " " in line.strip())
+    options = ("--array", "--states=all", "--noheader", "--format=%i %T")
+    printed = ask_slurm("squeue", "--user", str(os.getuid()), *options)
+    return dict(line.split(maxsplit=1) for line in printed.splitlines() if " " in line.strip())
 
 
 def is_alive(state: str | None) -> bool:
@@ -105,10 +110,14 @@ def submit(folder: Path, work: Mapping[str, Sequence[str]], engine: Engine) -> d
     submitit = submitit_library()
     executor = submitit.SlurmExecutor(folder=folder.resolve() / FOLDER, max_num_timeout=REQUEUES)
     executor.update_parameters(**_parameters(folder, engine))
+    before = set((folder / FOLDER).glob("*"))
     try:
-        submitted = executor.submit_array([Job(work[name]) for name in new])
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what sbatch says, and raises it too
+            submitted = executor.submit_array([Job(work[name]) for name in new])
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        raise InputError(f"Slurm refused the job ({_message(str(error))}); correct that option") from error
+        for path in set((folder / FOLDER).glob("*")) - before:
+            path.unlink()
+        raise InputError(f"Slurm refused the job ({message_of(str(error))}); correct that option") from error
     jobs |= {name: {"job": job.job_id, "state": "submitted"} for name, job in zip(new, submitted, strict=True)}
     write_jobs(folder, jobs)
     return jobs
@@ -161,9 +170,3 @@ def _parameters(folder: Path, engine: Engine) -> dict[str, Any]:
     if engine.processes:
         parameters["array_parallelism"] = engine.processes
     return parameters
-
-
-def _message(text: str) -> str:
-    """What Slurm printed, without the names of its programs, in one line."""
-    lines = [line.partition("error: ")[2] or line for line in text.strip().splitlines()]
-    return "; ".join(line.strip() for line in lines if line.strip()) or "without a message"
