@@ -16,7 +16,7 @@ import cifar_jax as cj
 from cifar_jax.runs.workdir import read_record
 from cifar_jax.studies import engines, space
 from cifar_jax.studies.engines import Engine, find_engine
-from cifar_jax.studies.slurm import is_alive, job_states, read_jobs
+from cifar_jax.studies.slurm import REQUEUES, is_alive, job_states, read_jobs
 from cifar_jax.studies.study_file import read_study
 from tests import made, slurm
 
@@ -137,10 +137,15 @@ def test_a_preempted_run_is_requeued_and_is_the_unbroken_run(cluster, unbroken, 
 
 
 def test_a_killed_job_leaves_an_interrupted_run_that_the_same_command_submits_again(cluster, unbroken, tmp_path):
+    """Before that the job is told of the end of its time limit, and goes back to the queue."""
     folder, name = tmp_path / "study", RUNS[1]
-    process = start(folder, "--engine=slurm", "--time_limit=30", rates=[0.01])
+    process = start(folder, "--engine=slurm", "--time_limit=5", rates=[0.01])
     wait_for(lambda: has_begun(folder, name), process)
     number = read_jobs(folder)[name]["job"]
+    output = folder / "jobs" / f"{number}_0_log.out"
+    subprocess.run(["scancel", "--signal=USR2", number], check=True)
+    wait_for(lambda: output.read_text().count("Starting with") == 2, process)
+    assert f"Requeued job {number} ({REQUEUES - 1} remaining timeouts)" in output.read_text()
     subprocess.run(["scancel", number], check=True)
     assert process.wait(120) == 2
     said = process.stderr.read()
