@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import cifar_jax as cj
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 
 _folder: Path | None = None  # of the study that this process trains, for `last_words`
-_engine: str | None = None  # that trains it, where it is not this process
+_workers: Callable[[], str] | None = None  # what becomes of the workers that train it, where they do
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,9 +76,10 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, command: str, arms_of: Callable[[Any], Any]) -> int:
     """Trains the study, or evaluates it on test, or plans it, and prints the table."""
     from cifar_jax.studies.compare import check_detect, check_metric
+    from cifar_jax.studies.engine_study import words_at_end
     from cifar_jax.studies.study import Options, Study
 
-    global _folder, _engine
+    global _folder, _workers
     engine = engine_of(options)
     options.metric = options.metric or ("validation_accuracy" if options.final is None else "test_accuracy")
     check_metric(options.metric, ("validation",) if options.final is None else ("validation", "test"))
@@ -93,7 +95,7 @@ def run(options: argparse.Namespace, command: str, arms_of: Callable[[Any], Any]
         return 0
     _folder, code = folder, 0
     if options.final is None:
-        _engine = engine and engine.name
+        _workers = engine and functools.partial(words_at_end, engine, folder)
         code = study.train()
     else:
         study.final(options.final or None)
@@ -133,20 +135,9 @@ def last_words() -> str:
     """What a signal leaves of the study, in one sentence, from its study.json. Imports nothing."""
     if _folder is None:
         return ""
-    more = words_of_workers(_folder, _engine) if _engine else "the same command continues"
+    more = _workers() if _workers else "the same command continues"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         study = json.loads((_folder / "study.json").read_text())
         total = len(study["arms"]) * len(study["seeds"])
         return f"stopped; {len(study['runs'])} of {total} runs are done, and {more}"
     return "stopped before a run was done; the same command starts anew"
-
-
-def words_of_workers(folder: Path, engine: str) -> str:
-    """What becomes of the workers when this process ends, in a sentence. Imports nothing."""
-    if engine == "local":
-        return "the workers stop too; the same command continues"
-    numbers: list[str] = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        jobs = json.loads((folder / "jobs" / "jobs.json").read_text())["jobs"].values()
-        numbers = sorted({job["job"].partition("_")[0] for job in jobs if job["state"] == "submitted"})
-    return f"the jobs go on: the same command watches them, 'scancel {' '.join(numbers)}' cancels them"

@@ -8,6 +8,8 @@ the same command continues after Ctrl-C or a kill; the same command elsewhere, o
 
 import argparse
 import contextlib
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import cifar_jax as cj
 from cifar_jax.commands import studies
 
 _search: Any = None  # the search that this process works on, for `last_words`
-_waiting: Any = ""  # the folder and the engine of the workers that this process waits for
+_workers: Callable[[], str] | None = None  # what becomes of the workers that this process waits for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from cifar_jax.studies.engine_study import words_at_end
     from cifar_jax.studies.tune import Search
 
-    global _search, _waiting
+    global _search, _workers
     engine = studies.engine_of(options)
     recipe = cj.load_recipe(options.config, options.changes)
     folder = options.folder or f"studies/{Path(options.config).stem}-tune"
@@ -49,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     ended = 0
     if engine:
         search.check_count(options.trials)
-        _waiting = (search.folder, engine.name)
+        _workers = functools.partial(words_at_end, engine, search.folder)
         ended = search.work_with(engine, options.trials)
     else:
         _search = search
@@ -75,5 +78,5 @@ def show(search: Any) -> None:
 def last_words() -> str:
     """What a signal leaves of the search, in one sentence. Imports nothing."""
     if _search is None:
-        return _waiting and studies.words_of_workers(*_waiting)
+        return f"stopped, and {_workers()}" if _workers else ""
     return _search.interrupted()

@@ -66,7 +66,7 @@ def watch_jobs(folder: Path, jobs: Mapping[str, Mapping[str, str]], names: Seque
     try:
         lost = slurm.watch(folder, names, look)
     except KeyboardInterrupt:
-        say(slurm.hint(folder))
+        say(f"stopped; {slurm.hint(folder)}")
         raise
     for name, state in lost.items():
         output = folder / slurm.FOLDER / f"{jobs[name]['job']}_0_log.err"
@@ -74,3 +74,12 @@ def watch_jobs(folder: Path, jobs: Mapping[str, Mapping[str, str]], names: Seque
     if lost:
         say("the same command submits again what is missing")
     return int(bool(lost))
+
+
+def words_at_end(engine: Engine, folder: Path) -> str:
+    """What becomes of the workers when the command that waits for them ends, in words. Imports nothing."""
+    if engine.name == "local":
+        return "the workers stop too; the same command continues"
+    with contextlib.suppress(InputError, OSError):
+        return slurm.hint(folder)
+    return "the jobs go on"

@@ -132,15 +132,19 @@ def _warn_of_cores(count: int) -> None:
         warnings.warn(f"processes={count} is more than the {cores()} cores of this machine", stacklevel=4)
 
 
-def check_passed(engine: Engine | None, passed: Mapping[str, Any]) -> None:
+def check_passed(engine: Engine | None, passed: Mapping[str, Any], max_hours: float | None) -> None:
     """Raises InputError where the caller passes what is only in the memory of this process: a worker knows the folder
-    of the study alone. `passed` are name -> value."""
+    of the study alone. `passed` are name -> value. And where max_hours has no meaning."""
+    if engine is None:
+        return
     for name, value in passed.items():
-        if engine and value is not None:
+        if value is not None:
             what = (
-                f"{name}=... is in the memory of this process, and the workers of engine='{engine.name}' do not see it"
+                f"{name}=... is in the memory of this process, which the workers of engine='{engine.name}' do not see"
             )
             raise InputError(f"{what}; name it in the recipe, or leave out engine and processes")
+    if engine.name == "slurm" and max_hours is not None:
+        raise InputError("max_hours is for workers on this machine; jobs of engine='slurm' have a time_limit")
 
 
 def arguments_of(folder: Path, **options: Any) -> list[str]:

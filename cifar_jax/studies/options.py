@@ -49,12 +49,11 @@ def check_engine(options: Options) -> None:
     """Raises InputError where workers cannot do what is asked for."""
     if options.engine is None:
         return
-    engines.check_passed(options.engine, {"data": options.data, "context": options.context, **options.functions})
+    passed = {"data": options.data, "context": options.context, **options.functions}
+    engines.check_passed(options.engine, passed, options.max_hours)
     name = options.engine.name
     if options.execution not in ("auto", "sequential"):
         raise InputError(f"execution is '{options.execution}', and engine='{name}' trains each run alone; leave it out")
-    if name == "slurm" and options.max_hours is not None:
-        raise InputError("max_hours is for workers on this machine; jobs of engine='slurm' have a time_limit")
 
 
 def load_data(recipe: Any, options: Options) -> dict[str, arrays.Split]:

@@ -148,11 +148,11 @@ def watch(folder: Path, names: Sequence[str], look: Callable[[Mapping[str, str]]
 
 
 def hint(folder: Path) -> str:
-    """How to follow and cancel the jobs of a folder, in a sentence."""
+    """How to follow and cancel the jobs of a folder, in words. Imports nothing."""
     numbers = sorted(
         {job["job"].partition("_")[0] for job in read_jobs(folder).values() if job["state"] == "submitted"}
     )
-    return f"the jobs go on: the same command watches them again, 'scancel {' '.join(numbers)}' cancels them"
+    return f"the jobs go on: the same command watches them, 'scancel {' '.join(numbers)}' cancels them"
 
 
 def _parameters(folder: Path, engine: Engine) -> dict[str, Any]:

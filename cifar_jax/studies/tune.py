@@ -157,7 +157,7 @@ class Search:
         """As `work`, by workers of the engine: 0, or an exit code where some did not end well."""
         self.check_count(count)
         passed = {"data": self.options.data, "context": self.options.context, **self.options.functions}
-        check_passed(engine, passed)
+        check_passed(engine, passed, self.options.max_hours)
         self.open()
         tune_file.write_space(self.folder, to_json(self.space))
         options = {name: getattr(self.options, name) for name in ("light", "max_hours", "data_dir")}
