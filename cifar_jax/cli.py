@@ -43,6 +43,7 @@ COMMANDS = {
     "ablate": Command("ablate", "train a recipe and changed ones with many seeds, and compare", takes_fields=True),
     "sweep": Command("sweep", "train all combinations of values with many seeds, and compare", takes_fields=True),
     "tune": Command("tune", "search for the best values of a recipe's fields", takes_fields=True),
+    "work": Command("work", "train what a study in a folder lacks, beside other workers"),
     "compare": Command("compare", "compare finished runs and studies, with statistics"),
     "report": Command("report", "a page of HTML about a run, or about several runs and studies"),
     "audit": Command("audit", "find doubtful labels and duplicated images of a data set", takes_fields=True),
@@ -71,7 +72,7 @@ def start() -> NoReturn:
 
 def last_words() -> str:
     """What is printed when a signal ends the process. Runs in a thread that must not import anything."""
-    names = ("train", "studies", "tune", "predict", "audit", "index", "serve")
+    names = ("train", "studies", "tune", "work", "predict", "audit", "index", "serve")
     loaded = [sys.modules.get(f"cifar_jax.commands.{name}") for name in names]
     words = [getattr(module, "last_words", None) for module in loaded]  # absent while a module is being imported
     nothing = "stopped before training began; the same command begins again"

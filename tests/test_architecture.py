@@ -38,8 +38,8 @@ PACKAGES: dict[str, list[str]] = {
     ],
     "studies": [
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
-        "plan", "progress", "study", "sweep", "space", "storage", "trials", "hyperband", "pruning", "tune_file",
-        "recipe_file", "tuned", "tune",
+        "plan", "progress", "engines", "slurm", "engine_study", "engine_search", "options", "study", "sweep", "space",
+        "storage", "trials", "hyperband", "pruning", "tune_file", "recipe_file", "tuned", "tune", "worker",
     ],
     "reports": [
         "sinks", "figures", "plots", "gallery", "run_report", "report", "audit_folds", "audit_accuracy", "audit_labels",

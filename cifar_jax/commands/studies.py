@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import cifar_jax as cj
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 
 _folder: Path | None = None  # of the study that this process trains, for `last_words`
+_workers: Callable[[], str] | None = None  # what becomes of the workers that train it, where they do
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +34,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--final", nargs="?", const="", metavar="ARM", help="evaluate on the test split, all arms or one; counted"
     )
+    add_engine_arguments(parser)
     add_report_arguments(parser)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of what trains the runs; `tune` has them too."""
+    parser.add_argument("--engine", metavar="NAME", help="local: workers on this machine; slurm: jobs of Slurm")
+    parser.add_argument("--processes", type=int, metavar="N", help="workers at the same time, which share the cores")
+    parser.add_argument("--partition", help="of Slurm; its default if not given")
+    parser.add_argument("--time_limit", type=int, metavar="MINUTES", help="of a job of Slurm, which then continues; 60")
+    parser.add_argument(
+        "--slurm", action="append", default=[], metavar="NAME=VALUE", help="an option of sbatch; repeatable"
+    )
+
+
+def engine_of(options: argparse.Namespace) -> Any:
+    """The engine that the arguments ask for; None for this process."""
+    from cifar_jax.studies.engines import OPTIONS, find_engine
+
+    given = {name: getattr(options, name) for name in OPTIONS}
+    for text in options.slurm:
+        if not text.partition("=")[1] or text.startswith("="):
+            raise cj.InputError(f"--slurm='{text}' is not of the form NAME=VALUE, such as gpus-per-node=1")
+    given["slurm"] = {name: value for name, _, value in (text.partition("=") for text in options.slurm)}
+    return find_engine(**given)
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +76,11 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, command: str, arms_of: Callable[[Any], Any]) -> int:
     """Trains the study, or evaluates it on test, or plans it, and prints the table."""
     from cifar_jax.studies.compare import check_detect, check_metric
+    from cifar_jax.studies.engine_study import words_at_end
     from cifar_jax.studies.study import Options, Study
 
-    global _folder
+    global _folder, _workers
+    engine = engine_of(options)
     options.metric = options.metric or ("validation_accuracy" if options.final is None else "test_accuracy")
     check_metric(options.metric, ("validation",) if options.final is None else ("validation", "test"))
     check_detect(options.metric, options.detect)
@@ -60,20 +88,21 @@ def run(options: argparse.Namespace, command: str, arms_of: Callable[[Any], Any]
     recipe = cj.load_recipe(options.config, options.changes)
     folder = Path(options.folder or f"studies/{Path(options.config).stem}-{command}")
     names = ("data_dir", "light", "execution", "together", "max_hours", "max_runs", "retry")
-    chosen = Options(**{name: getattr(options, name) for name in names})
+    chosen = Options(engine=engine, **{name: getattr(options, name) for name in names})
     study = Study(command, folder, recipe, arms_of(recipe), options.seeds, chosen)
     if options.dry_run:
         print(study.plan())
         return 0
-    _folder = folder
+    _folder, code = folder, 0
     if options.final is None:
-        study.train()
+        _workers = engine and functools.partial(words_at_end, engine, folder)
+        code = study.train()
     else:
         study.final(options.final or None)
     report([folder], options)
     if options.format == "table":
         print(f"\nThe study is in {folder}: study.json, runs.csv, and a workdir for each run.")
-    return 0
+    return code
 
 
 def check_plots(options: argparse.Namespace) -> None:
@@ -106,8 +135,9 @@ def last_words() -> str:
     """What a signal leaves of the study, in one sentence, from its study.json. Imports nothing."""
     if _folder is None:
         return ""
+    more = _workers() if _workers else "the same command continues"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         study = json.loads((_folder / "study.json").read_text())
         total = len(study["arms"]) * len(study["seeds"])
-        return f"stopped; {len(study['runs'])} of {total} runs are done, and the same command continues"
+        return f"stopped; {len(study['runs'])} of {total} runs are done, and {more}"
     return "stopped before a run was done; the same command starts anew"

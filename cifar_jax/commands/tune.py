@@ -8,20 +8,16 @@ the same command continues after Ctrl-C or a kill; the same command elsewhere, o
 
 import argparse
 import contextlib
-import os
-import signal
-import subprocess
-import sys
-import threading
-import warnings
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cifar_jax as cj
-from cifar_jax.process import unblocked_signals
+from cifar_jax.commands import studies
 
 _search: Any = None  # the search that this process works on, for `last_words`
-_has_workers = False  # whether this process waits for workers
+_workers: Callable[[], str] | None = None  # what becomes of the workers that this process waits for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,35 +32,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs of a trial, whose mean counts; 1")
     parser.add_argument("--storage", help="address of a database, such as postgresql://...; trials.db in the folder")
-    parser.add_argument("--processes", type=int, default=1, help="workers on this machine, which share its cores; 1")
+    studies.add_engine_arguments(parser)
     parser.add_argument("--max_hours", type=float, help="begin no trial after so many hours")
     parser.add_argument("--light", action="store_true", help="keep no optimiser states: less disk space")
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # ends with the process above it
 
 
 def run(options: argparse.Namespace) -> int:
+    from cifar_jax.studies.engine_study import words_at_end
     from cifar_jax.studies.tune import Search
 
-    global _search
-    check_processes(options.processes)
-    if options.worker:
-        threading.Thread(target=end_with_parent, name="parent", daemon=True).start()
+    global _search, _workers
+    engine = studies.engine_of(options)
     recipe = cj.load_recipe(options.config, options.changes)
     folder = options.folder or f"studies/{Path(options.config).stem}-tune"
     names = ("metric", "sampler", "pruner", "seeds", "data_dir", "light", "max_hours")
     chosen = {name: getattr(options, name) for name in names}
     search = Search(recipe, options.space, folder=folder, address=options.storage, **chosen)
     ended = 0
-    if options.processes > 1:
+    if engine:
         search.check_count(options.trials)
-        search.open()
-        ended = run_workers(options.processes)
+        _workers = functools.partial(words_at_end, engine, search.folder)
+        ended = search.work_with(engine, options.trials)
     else:
         _search = search
         search.work(options.trials)
-    if not options.worker:
-        show(search)
+    show(search)
     return ended
 
 
@@ -82,60 +75,8 @@ def show(search: Any) -> None:
         print(f"The best recipe is {search.folder / 'best.py'}.")
 
 
-def check_processes(count: int) -> None:
-    """Raises InputError below 1; more processes than cores get a warning."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if count < 1:
-        raise cj.InputError(f"--processes is {count}; it is the number of workers, at least 1")
-    if count > cores:
-        warnings.warn(f"--processes={count} is more than the {cores} cores of this machine", stacklevel=2)
-
-
-def run_workers(count: int) -> int:
-    """Starts this command `count` times as a worker, each with its share of the cores, and waits for all: 0, or the
-    exit code of the first that did not end well."""
-    command = [sys.executable, "-m", "cifar_jax", *sys.argv[1:], "--processes=1", "--worker"]
-    global _has_workers
-    _has_workers = True
-    settings = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # they may share a GPU
-    workers = []
-    for index in range(count):
-        with own_cores(index, count), unblocked_signals():
-            # In a session of its own a worker does not get the terminal's Ctrl-C beside the end of its stdin, which
-            # would be a second signal and end it before it has saved.
-            more: dict[str, Any] = {"stdin": subprocess.PIPE, "start_new_session": True, "env": settings}
-            workers.append(subprocess.Popen(command, **more))
-    codes = [worker.wait() for worker in workers]
-    for index, code in enumerate(codes):
-        if code:
-            print(f"worker {index + 1} of {count} ended with code {code}", file=sys.stderr)
-    return next((code if code > 0 else 128 - code for code in codes if code), 0)
-
-
-@contextlib.contextmanager
-def own_cores(index: int, count: int) -> Any:
-    """A process that is started within it gets the cores of worker `index`, where there are enough."""
-    if not hasattr(os, "sched_setaffinity") or len(cores := sorted(os.sched_getaffinity(0))) < count:
-        yield
-        return
-    os.sched_setaffinity(0, cores[index::count])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
-def end_with_parent() -> None:
-    """Ends this process in order once the process that started it has gone: the other end of its stdin closes."""
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 def last_words() -> str:
     """What a signal leaves of the search, in one sentence. Imports nothing."""
     if _search is None:
-        return "stopped, and the workers stop too; the same command continues" if _has_workers else ""
-    _search.mark_interrupted()
-    if _search.current is None:
-        return "stopped between two trials; the same command continues"
-    return f"stopped in trial {_search.current.name}; the same command continues it"
+        return f"stopped, and {_workers()}" if _workers else ""
+    return _search.interrupted()

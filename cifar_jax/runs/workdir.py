@@ -380,14 +380,15 @@ class LockedError(InputError):
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Makes the workdir and keeps other processes out of it; a killed process leaves no lock behind.
+def locked(workdir: Path, name: str = ".lock") -> Iterator[None]:
+    """Makes the workdir and keeps other processes out of it; a killed process leaves no lock behind. `name` is that of
+    the lock: a folder may have several.
 
     Raises LockedError where another process is in it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        lock = (workdir / name).open("w")
     except OSError as error:
         raise InputError(f"folder '{workdir}' cannot be written ({error.strerror}); name another folder") from error
     with lock:

@@ -94,7 +94,7 @@ class Together:
         self.condition.notify_all()
 
 
-Task = Callable[[Executor], None]
+Task = Callable[[Executor], object]
 
 
 def placements(how: str) -> list[Placement]:
@@ -132,7 +132,7 @@ def run_together(tasks: Sequence[Task], how: str, places: Sequence[Placement]) -
         _in_threads([functools.partial(member, task) for task in tasks], stopped)
 
 
-def _in_threads(calls: Sequence[Callable[[], None]], stopped: threading.Event) -> None:
+def _in_threads(calls: Sequence[Callable[[], object]], stopped: threading.Event) -> None:
     """Calls all at once; raises the first exception once all have ended, which `stopped` asks them to do."""
     with ThreadPoolExecutor(len(calls), thread_name_prefix="run") as pool:
         try:

@@ -40,6 +40,7 @@ class StudyProgress:
         self.total, self.before = total, total - len(costs)
         form = "{desc}: {n_fmt}/{total_fmt} runs |{bar}| [{elapsed}{postfix}]"
         self.in_file, self.told = not sys.stderr.isatty(), time.monotonic()
+        self.last_status = ""
         hidden = not shown or self.in_file
         self.bar = tqdm(total=total, initial=self.before, desc="study", bar_format=form, disable=hidden)
 
@@ -62,6 +63,17 @@ class StudyProgress:
                 self.say(f"  {epoch} ({self.remaining()})")
 
         return show
+
+    def at(self, name: str, fraction: float) -> None:
+        """A run that another process trains is so far."""
+        self.left[name] = self.costs[name] * (1 - fraction)
+
+    def status(self, text: str) -> None:
+        """What becomes of all runs that other processes train; in a file, now and then."""
+        self.bar.set_postfix_str(f"{text}, {self.remaining()}")
+        if self.in_file and (text != self.last_status) and time.monotonic() - self.told >= SILENCE:
+            self.say(f"  {text} ({self.remaining()})")
+            self.last_status = text
 
     def again(self, name: str) -> None:
         """A run is trained once more."""

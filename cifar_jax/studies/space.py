@@ -241,6 +241,38 @@ def searched_fields(space: Mapping[str, Any]) -> set[str]:
     return set().union(*(inside(*item) if isinstance(item[1], Alternatives) else {item[0]} for item in space.items()))
 
 
+def to_json(space: Mapping[str, Any]) -> dict[str, Any]:
+    """The space as JSON, for the workers of a search."""
+    kinds = {Choice: "choice", Range: "range", Alternatives: "alternatives"}
+    whole = lambda values: {key: _plain(value) for key, value in vars(values).items()}
+    return {path: {kinds[type(values)]: whole(values)} for path, values in space.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {
+            key: to_json({key: inner})[key] if isinstance(inner, Choice | Range) else inner
+            for key, inner in value.items()
+        }
+    return value
+
+
+def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `to_json`."""
+    return {path: _read(value) for path, value in values.items()}
+
+
+def _read(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return tuples(value)
+    ((kind, fields),) = value.items()
+    if kind == "alternatives":
+        return Alternatives(tuple({key: _read(inner) for key, inner in each.items()} for each in fields["sections"]))
+    return Choice(tuples(fields["values"])) if kind == "choice" else Range(**fields)
+
+
 def describe(space: Mapping[str, Any]) -> dict[str, str]:
     """Field -> its values as they are written in a space."""
     return {path: str(values) for path, values in space.items()}

@@ -5,7 +5,6 @@ died, and it is not safe on NFS (optuna issues 5138, 5971).
 """
 
 import contextlib
-import fcntl
 import importlib
 import warnings
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_jax.errors import InputError
+from cifar_jax.studies.study_file import waiting_lock
 
 FILE = "trials.db"
 HEARTBEAT, GRACE = 60, 180  # seconds between two signs of life; without one after which a trial is stale
@@ -107,12 +107,10 @@ def connect(address: Any) -> Any:
 
 @contextlib.contextmanager
 def queue_lock(folder: Path) -> Iterator[None]:
-    """One process at a time takes a trial or puts one back; the others wait. A killed process leaves no lock behind.
+    """One process at a time takes a trial or puts one back; the others wait.
 
     This makes a number of trials exact for all workers together, and no trial is handed out twice, as SQLite has done
     (optuna issue 4002).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".queue").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with waiting_lock(folder, ".queue"):
         yield

@@ -6,12 +6,13 @@
 A study trains with evaluate="validation": the test split is not used before `final`, which study.json counts.
 """
 
+import contextlib
 import datetime
 import functools
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,81 +20,24 @@ from typing import Any
 import jax
 
 from cifar_jax.data import arrays
-from cifar_jax.data.load import load_split, load_splits
+from cifar_jax.data.load import load_split
 from cifar_jax.errors import InputError
-from cifar_jax.recipe import override, to_json
-from cifar_jax.runs.devices import compute_dtype
-from cifar_jax.runs.fingerprint import data_digest, fingerprint
+from cifar_jax.recipe import from_json
 from cifar_jax.runs.fit import check, fit
-from cifar_jax.runs.functions import with_functions
 from cifar_jax.runs.light import finish_lightening, lighten
 from cifar_jax.runs.loop import Executor
-from cifar_jax.runs.workdir import Run, locked
+from cifar_jax.runs.workdir import LockedError, Run, locked
 from cifar_jax.studies import execution, plan
 from cifar_jax.studies.compare import compare
 from cifar_jax.studies.comparison import Comparison
 from cifar_jax.studies.definition import Definition, StudyArm, extended, find_arms, seeds_of
-from cifar_jax.studies.progress import StudyProgress, compile_clock
-from cifar_jax.studies.study_file import FAILED, FINISHED, FORMAT, read_study, write_study
+from cifar_jax.studies.engine_study import train_with
+from cifar_jax.studies.options import Options, check_engine, define, load_data, with_dtype
+from cifar_jax.studies.progress import StudyProgress, compile_clock, short
+from cifar_jax.studies.study_file import FAILED, FINISHED, FORMAT, read_study, waiting_lock, write_study
 
-MAX_RUNS = 200
-TOGETHER = 8
 BLOCK = 16  # arms whose seeds are trained in turn: as many programs as a process keeps, twice (programs.PROGRAMS)
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "MemoryError", "Out of memory")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a study is trained with beside its arms. Data, context and functions are part of the study; the others
-    decide no results, but for the precision of executions other than sequential."""
-
-    data_dir: str | Path | None = None
-    data: Mapping[str, Any] | None = None  # as for `fit`
-    context: Any = None  # as for `fit`
-    functions: Mapping[str, Any] = field(default_factory=dict)  # model=..., loss=...: as for `fit`
-    light: bool = False  # keeps no optimiser states
-    execution: str = "auto"  # see `execution`
-    together: int = TOGETHER  # runs at once, where the execution computes several
-    max_hours: float | None = None  # no run begins after so many hours
-    max_runs: int = MAX_RUNS  # a study of more is refused
-    retry: bool = False  # trains runs again that failed
-    progress: bool = True
-
-
-def with_dtype(recipe: Any, stored: Mapping[str, Any] | None) -> Any:
-    """dtype="auto" as the stored study began, or for this machine: an arm has one dtype."""
-    if recipe.dtype != "auto":
-        return recipe
-    return override(recipe, {"dtype": stored["recipe"]["dtype"] if stored else compute_dtype("auto")})
-
-
-def load_data(recipe: Any, options: Options) -> dict[str, arrays.Split]:
-    """The splits of a study, without test where they are loaded by name. Raises InputError without a validation
-    split."""
-    loaded = lambda: load_splits(recipe.data, False, options.data_dir, options.progress)
-    data = arrays.splits(options.data) if options.data else loaded()
-    if not recipe.data.validation and "validation" not in data:
-        raise InputError(
-            "a study compares its runs on a validation split, and data.validation is 0; set a number of images,"
-            " for example --config.data.validation=5000"
-        )
-    return data
-
-
-def define(
-    command: str,
-    recipe: Any,
-    arms: Sequence[StudyArm],
-    seeds: tuple[int, ...],
-    data: Mapping[str, arrays.Split],
-    options: Options,
-) -> Definition:
-    """All that decides the results of a study, as it is stored."""
-    digests = {name: split.digest for name, split in data.items() if name != "test"}
-    base = to_json(with_functions(recipe, options.functions))
-    prints = {name: fingerprint(value) for name, value in options.functions.items()}
-    context = data_digest(options.context) if options.context is not None else None
-    return Definition(command, base, tuple(arms), seeds, prints, digests, context)
 
 
 class Study:
@@ -105,6 +49,7 @@ class Study:
         """Raises InputError where an arm cannot be trained, or the folder holds another study."""
         self.folder, self.options = Path(folder), options
         execution.check_execution(options.execution, options.together)
+        check_engine(options)
         if options.max_hours is not None and not options.max_hours > 0:
             raise InputError(f"max_hours is {options.max_hours}; it must be above 0")
         chosen = seeds_of(recipe, arms, seeds)
@@ -123,6 +68,29 @@ class Study:
         self._extend()
         self.resolved = {arm.folder: own for arm, own in zip(self.definition.arms, resolved, strict=True)}
         self._writing = Lock()
+
+    @classmethod
+    def from_folder(cls, folder: Path, options: Options) -> "Study":
+        """The study in a folder, for a worker, which checks the arms that it trains only.
+
+        Raises InputError where the folder has none, or one that needs what was in the memory of another process.
+        """
+        if (stored := read_study(folder)) is None:
+            raise InputError(f"'{folder}' holds no study (no study.json); ablate or sweep begins one")
+        study = cls.__new__(cls)
+        study.folder, study.stored, study._writing = folder, stored, Lock()
+        study.options = replace(options, light=stored["light"])
+        study.definition = study.wanted = Definition.from_json(stored)
+        if study.definition.functions or study.definition.context:
+            raise InputError(
+                f"the study in '{folder}' has functions or a context of its script, which must continue it"
+            )
+        study.recipe = from_json(study.definition.recipe)
+        study.data = load_data(study.recipe, study.options)
+        now = define(study.definition.command, study.recipe, study.definition.arms, (), study.data, study.options).data
+        if now != study.definition.data:
+            raise InputError(f"the data set is not the one that the study in '{folder}' was begun with; restore it")
+        return study
 
     def _load(self, split: str) -> arrays.Split:
         return load_split(self.recipe.data, split, self.options.data_dir, self.options.progress)
@@ -177,47 +145,86 @@ class Study:
         place = execution.placements("auto")[0]
         return place.put((self.data["train"].images, self.data["train"].labels)), place.put(self.context)
 
-    def train(self) -> None:
-        """Trains what is missing. A run that fails is recorded, and the others go on."""
+    def train(self) -> int:
+        """Trains what is missing. A run that fails is recorded, and the others go on. 0, or an exit code where workers
+        left runs behind."""
         with locked(self.folder):
-            self.stored = read_study(self.folder)  # as another process may have left it since
+            missing = self._begin()
+            if not missing:
+                self._say(f"all {self.total()} runs are there; nothing to train")
+                return 0
+            costs = {run_name(arm, seed): plan.work(self.resolved[arm.folder]) for arm, seed in missing}
+            with StudyProgress(self.total(), costs, self.options.progress) as self.progress:
+                if self.options.engine:
+                    given = {"data_dir": self.options.data_dir, "max_hours": self.options.max_hours}
+                    return train_with(self.options.engine, self.folder, list(costs), self.progress, **given)
+                assert self.stored is not None
+                how = self.stored["execution"]["how"]
+                self._train_all(self._groups(missing, how), how)
+                return 0
+
+    def _begin(self) -> list[tuple[StudyArm, int]]:
+        """Writes what is asked for into study.json, and returns what is missing."""
+        with self._records():
             self._extend()
             self.stored = self.record()
             if self.stored["light"] != self.options.light:
                 raise InputError(f"'{self.folder}' holds a study with light={self.stored['light']}; ask for the same")
-            missing = self.missing()
-            if not missing:
-                self._say(f"all {self.total()} runs are there; nothing to train")
+            if missing := self.missing():
+                for arm, seed in missing:
+                    self.stored["runs"].pop(run_name(arm, seed), None)
+                self.stored["execution"] = self._execution(missing)
+                write_study(self.folder, self.stored)
+            return missing
+
+    def interrupted(self) -> str:
+        """What a signal leaves of a worker, in a sentence. Imports nothing."""
+        return "the worker stops; its run continues where it is trained next"
+
+    @contextlib.contextmanager
+    def _records(self) -> Iterator[None]:
+        """study.json as it is now, which no other process changes within it."""
+        with waiting_lock(self.folder, ".records"):
+            self.stored = read_study(self.folder)
+            yield
+
+    def work(self, only: str | None = None) -> None:
+        """What a worker does: trains runs that nobody trains, one after another, until none is left. `only` is the name
+        of one."""
+        start, hours, taken = time.monotonic(), self.options.max_hours, set[str]()
+        while not hours or time.monotonic() - start <= 3600 * hours:
+            self.stored = read_study(self.folder)
+            named = {run_name(arm, seed): (arm, seed) for arm, seed in self.missing()}
+            free = [name for name in named if name not in taken and only in (None, name)]
+            if not free:
                 return
-            for arm, seed in missing:
-                self.stored["runs"].pop(run_name(arm, seed), None)
-            how = self._execution(missing)
-            write_study(self.folder, self.stored)
-            costs = {run_name(arm, seed): plan.work(self.resolved[arm.folder]) for arm, seed in missing}
-            with StudyProgress(self.total(), costs, self.options.progress) as self.progress:
-                self._train_all(self._groups(missing, how), how)
+            with StudyProgress(self.total(), dict.fromkeys(named, 1.0), False) as self.progress:
+                executor = Executor(execution.placements("sequential")[0])
+                if self._train_one(*named[free[0]], "sequential", 1, executor):
+                    taken.clear()  # a worker that died meanwhile has left its run
+                else:
+                    taken.add(free[0])
 
     def _say(self, text: str) -> None:
         if self.options.progress:
             print(text, file=sys.stderr, flush=True)
 
-    def _execution(self, missing: Sequence[tuple[StudyArm, int]]) -> str:
+    def _execution(self, missing: Sequence[tuple[StudyArm, int]]) -> dict[str, Any]:
         """How runs are computed: as asked for, as it was measured on such a device, or as a measurement says now."""
         assert self.stored is not None
         known, device = self.stored["execution"], jax.devices()[0].device_kind
         seconds: dict[str, float] = {}
-        if self.options.execution != "auto":
-            how = self.options.execution
+        if self.options.engine or self.options.execution != "auto":
+            how = "sequential" if self.options.engine else self.options.execution
         elif known.get("seconds") and known.get("device") == device:
-            return str(known["how"])
+            return dict(known)
         else:
             together = max(len(group) for group in self._groups(missing, "mapped"))
             how, seconds = execution.choose(self.resolved[missing[0][0].folder], *self._measured(), together)
-        self.stored["execution"] = {"how": how, "seconds": seconds, "device": device}
         if seconds:
             shown = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in seconds.items())
             self._say(f"execution: {how} (a step and run: {shown})")
-        return how
+        return {"how": how, "seconds": seconds, "device": device}
 
     def _groups(self, missing: Sequence[tuple[StudyArm, int]], how: str) -> list[list[tuple[StudyArm, int]]]:
         """The runs that are computed at the same time."""
@@ -240,13 +247,28 @@ class Study:
                 return
             execution.run_together([task(arm, seed, len(group)) for arm, seed in group], how, places)
             for arm, seed in group if len(group) > 1 and how != "devices" else ():
-                reason = self.stored["runs"][run_name(arm, seed)]["reason"]
+                reason = self.stored["runs"].get(run_name(arm, seed), {"reason": ""})["reason"]
                 if any(word in reason for word in OUT_OF_MEMORY):  # alone it may fit
                     self.progress.again(run_name(arm, seed))
+                    self._record(run_name(arm, seed), None)
                     execution.run_together([task(arm, seed, 1)], "sequential", places)
 
-    def _train_one(self, arm: StudyArm, seed: int, how: str, count: int, executor: Executor) -> None:
-        """Trains a run, one of `count` at the same time, and records what became of it."""
+    def _train_one(self, arm: StudyArm, seed: int, how: str, count: int, executor: Executor) -> bool:
+        """Trains a run, one of `count` at the same time, and records what became of it; False where another process
+        trains it."""
+        name = run_name(arm, seed)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(self.folder / name, ".claim"))
+            except LockedError:
+                self.progress.say(f"{short(name)} is left out: another process trains it")
+                return False
+            if name not in (read_study(self.folder) or {"runs": {}})["runs"]:
+                self._record(name, self._outcome(arm, seed, how, count, executor))
+        return True
+
+    def _outcome(self, arm: StudyArm, seed: int, how: str, count: int, executor: Executor) -> dict[str, Any]:
+        """Trains a run; returns its entry in study.json."""
         name, compiled = run_name(arm, seed), compile_clock().seconds
         entry: dict[str, Any] = {"arm": arm.name, "seed": seed, "status": FINISHED, "reason": "", "metrics": {}}
         begun = time.monotonic()
@@ -263,12 +285,18 @@ class Study:
             seconds = time.monotonic() - begun
         compiling = compile_clock().seconds - compiled
         entry |= {"seconds": round(seconds / count, 2), "compile_seconds": round(compiling / count, 2)}
-        entry |= {"execution": how if count > 1 else "sequential", "together": count}
-        with self._writing:
+        return entry | {"execution": how if count > 1 else "sequential", "together": count}
+
+    def _record(self, name: str, entry: dict[str, Any] | None) -> None:
+        """Writes what became of a run; None takes it out again."""
+        with self._writing, self._records():
             assert self.stored is not None
-            self.stored["runs"][name] = entry
+            self.stored["runs"].pop(name, None)
+            if entry is not None:
+                self.stored["runs"][name] = entry
             write_study(self.folder, self.stored)
-            self.progress.done(name, entry)
+            if entry is not None:
+                self.progress.done(name, entry)
 
     def _fit(self, arm: StudyArm, seed: int, split: str, **more: Any) -> Run:
         options = {"data": self.data, "context": self.options.context, "evaluate": split, "progress": False}

@@ -3,13 +3,16 @@
 study.json    format, the definition (see `definition`), "execution", "final": one entry for each evaluation on the
               test split, "runs": folder of a run -> {"arm", "seed", "status", "reason", "seconds", "compile_seconds",
               "metrics"}, and "digest" of all this. A run that is not listed was not begun, or was interrupted.
+              Written within `waiting_lock`, because several workers may finish runs
 runs.csv      the same runs, for other programs
 runs/         a workdir for each run: runs/<arm>/seed<n>
 """
 
+import contextlib
 import csv
+import fcntl
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,15 @@ def read_study(folder: Path) -> dict[str, Any] | None:
     if study is None:
         raise InputError(f"{path} is damaged, or was changed; restore it, or name another folder")
     return study
+
+
+@contextlib.contextmanager
+def waiting_lock(folder: Path, name: str) -> Iterator[None]:
+    """One process at a time is within it; the others wait. A killed process leaves no lock behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_study(folder: Path, study: Mapping[str, Any]) -> None:

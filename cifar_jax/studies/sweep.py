@@ -9,7 +9,9 @@ from cifar_jax.runs.recipes import load_recipe
 from cifar_jax.studies.compare import check_detect, check_metric
 from cifar_jax.studies.comparison import Comparison
 from cifar_jax.studies.definition import StudyArm, ablation_arms, grid_arms
-from cifar_jax.studies.study import Options, Study
+from cifar_jax.studies.engines import take_engine
+from cifar_jax.studies.options import Options
+from cifar_jax.studies.study import Study
 
 FUNCTIONS = ("model", "optimizer", "schedule", "loss", "augment", "objective")
 
@@ -32,6 +34,7 @@ def ablate(
     number, from recipe.seed on. folder: that of the study; only a recipe file has a default, studies/<recipe>-ablate.
     metric and detect
     are as for `compare`; options are those of `studies.study.Options`, and model=..., loss=... as for `fit`.
+    engine="local", processes=2 or engine="slurm", partition="gpu", time_limit=60: see `studies.engines`.
 
     The same call continues a study that was interrupted; more arms or seeds extend it. Raises InputError where an arm
     cannot be trained, changes nothing or is given twice, and where the folder holds another study.
@@ -80,8 +83,9 @@ def _check_report(metric: str, detect: float | None) -> None:
 def _trained(
     recipe: Any, folder: Path, command: str, arms: Sequence[StudyArm], seeds: int, options: Mapping[str, Any]
 ) -> Study:
-    functions = {name: value for name, value in options.items() if name in FUNCTIONS and value is not None}
-    others = {name: value for name, value in options.items() if name not in FUNCTIONS}
-    study = Study(command, folder, recipe, arms, seeds, Options(functions=functions, **others))
+    engine, more = take_engine(options)
+    functions = {name: value for name, value in more.items() if name in FUNCTIONS and value is not None}
+    others = {name: value for name, value in more.items() if name not in FUNCTIONS}
+    study = Study(command, folder, recipe, arms, seeds, Options(functions=functions, engine=engine, **others))
     study.train()
     return study

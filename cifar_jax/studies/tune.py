@@ -18,6 +18,7 @@ from typing import Any
 
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import freeze, override
+from cifar_jax.recipe import from_json as recipe_from_json
 from cifar_jax.runs.events import Event
 from cifar_jax.runs.fit import check, fit
 from cifar_jax.runs.light import finish_lightening, lighten
@@ -25,12 +26,15 @@ from cifar_jax.runs.loop import Executor
 from cifar_jax.runs.recipes import load_recipe
 from cifar_jax.runs.workdir import LockedError, Run, locked
 from cifar_jax.studies import execution, pruning, storage, trials, tune_file, tuned
-from cifar_jax.studies.definition import seeds_of
+from cifar_jax.studies.definition import Definition, seeds_of
+from cifar_jax.studies.engine_search import run_search
+from cifar_jax.studies.engines import Engine, check_passed, take_engine
 from cifar_jax.studies.fields import typed
+from cifar_jax.studies.options import Options, define, load_data, with_dtype
 from cifar_jax.studies.plan import duration
 from cifar_jax.studies.progress import SILENCE
-from cifar_jax.studies.space import check_space, describe, examples, load_space, suggest
-from cifar_jax.studies.study import Options, define, in_words, load_data, with_dtype
+from cifar_jax.studies.space import check_space, describe, examples, from_json, load_space, suggest, to_json
+from cifar_jax.studies.study import in_words
 from cifar_jax.studies.sweep import FUNCTIONS
 
 METRICS = {"validation_accuracy": "maximize", "validation_loss": "minimize"}
@@ -55,13 +59,18 @@ def tune(
     the study, all workers and earlier calls together. folder: of the study; only a recipe file has a default,
     studies/<recipe>-tune. seeds: runs of a trial, whose mean counts. sampler and pruner: see `studies.pruning`.
     storage: the address of a database; trials.db in the folder if not given. options are data_dir, data, context,
-    light, max_hours and progress of `studies.study.Options`, and model=..., loss=... as for `fit`.
+    light, max_hours and progress of `studies.study.Options`, and model=..., loss=... as for `fit`; and engine="local",
+    processes=2 or engine="slurm", processes=8, partition="gpu", time_limit=60: see `studies.engines`.
 
     The same call continues a study that was interrupted; more trials extend it. A call beside it, in another process,
     is a second worker. Raises InputError on a mistake in any of these.
     """
-    search = Search(recipe, space, folder, metric, sampler, pruner, seeds, storage, **options)
-    search.work(trials)
+    engine, more = take_engine(options)
+    search = Search(recipe, space, folder, metric, sampler, pruner, seeds, storage, **more)
+    if engine:
+        search.work_with(engine, trials)
+    else:
+        search.work(trials)
     return search.result()
 
 
@@ -125,6 +134,42 @@ class Search:
 
     def _recipe(self, changes: Mapping[str, Any], seed: int) -> Any:
         return freeze(override(self.recipe, {**typed(self.recipe, changes), "seed": seed}))
+
+    @classmethod
+    def from_folder(cls, folder: Path, address: str | None, **options: Any) -> "Search":
+        """The search in a folder, for a worker; `address` is that of its database, None for trials.db.
+
+        Raises InputError where the folder has none, or one that needs what was in the memory of another process.
+        """
+        stored = tune_file.read_tune(folder)
+        if stored is None:
+            raise InputError(f"'{folder}' holds no search (no tune.json); tune begins one")
+        definition = Definition.from_json(stored["definition"])
+        if definition.functions or definition.context:
+            raise InputError(
+                f"the search in '{folder}' has functions or a context of its script, which must continue it"
+            )
+        space = from_json(tune_file.read_space(folder))
+        names = (stored["metric"], stored["sampler"], stored["pruner"], len(definition.seeds))
+        return cls(recipe_from_json(definition.recipe), space, folder, *names, address, **options)
+
+    def work_with(self, engine: Engine, count: int) -> int:
+        """As `work`, by workers of the engine: 0, or an exit code where some did not end well."""
+        self.check_count(count)
+        passed = {"data": self.options.data, "context": self.options.context, **self.options.functions}
+        check_passed(engine, passed, self.options.max_hours)
+        self.open()
+        tune_file.write_space(self.folder, to_json(self.space))
+        options = {name: getattr(self.options, name) for name in ("light", "max_hours", "data_dir")}
+        code = run_search(engine, self.folder, count, self.given_address, self._say, self._over, **options)
+        with storage.queue_lock(self.folder):
+            result = self._result()
+            result.write(result.best.number if result.best else None)
+        return code
+
+    def _over(self) -> int:
+        """The number of trials that are over."""
+        return sum(record.is_over for record in self.result().trials)
 
     def check_count(self, count: Any) -> None:
         """Raises InputError on a number of trials that is none."""
@@ -285,6 +330,13 @@ class Search:
         if self.current is not None:
             with contextlib.suppress(OSError):
                 (self.current / trials.MARK).touch()
+
+    def interrupted(self) -> str:
+        """Notes that a signal ends this process; what it leaves of the search, in a sentence. Imports nothing."""
+        self.mark_interrupted()
+        if self.current is None:
+            return "stopped between two trials; the same command continues"
+        return f"stopped in trial {self.current.name}; the same command continues it"
 
     def result(self) -> tuned.Tuned:
         """What is known of the trials."""

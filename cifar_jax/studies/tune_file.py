@@ -3,6 +3,7 @@
 tune.json     format, "id", whether it is "begun" in the storage, "storage": its address without a password or null for
               trials.db, "definition" (see `definition`) and the search: "space", "metric", "sampler", "pruner"; and
               "digest" of all this
+space.json    the same space, for the workers of an engine
 trials.db     the trials, where no other storage was asked for (see `storage`)
 trials.csv    the same trials, for other programs
 best.py       the recipe of the best trial
@@ -21,6 +22,7 @@ from cifar_jax.studies.storage import connect, shown
 
 FORMAT = 1
 FILE = "tune.json"
+SPACE = "space.json"
 SEARCH = ("space", "metric", "sampler", "pruner")
 IDENTITY = "cifar_jax"  # the attribute of Optuna's study that holds the id of the folder
 
@@ -40,6 +42,23 @@ def read_tune(folder: Path) -> dict[str, Any] | None:
     if (tune := unsealed(stored)) is None:
         raise InputError(f"{path} is damaged, or was changed; restore it, or name another folder")
     return tune
+
+
+def write_space(folder: Path, values: dict[str, Any]) -> None:
+    """The search space for workers, who have no file of it."""
+    write_sealed(folder / SPACE, {"space": values})
+
+
+def read_space(folder: Path) -> dict[str, Any]:
+    """What `write_space` was given. Raises InputError where it is missing or damaged."""
+    path = folder / SPACE
+    if not path.exists():
+        raise InputError(
+            f"'{folder}' has no {SPACE}, which tune writes for workers; begin with --processes or --engine"
+        )
+    if (stored := unsealed(read_json(path))) is None:
+        raise InputError(f"{path} is damaged, or was changed; the tune command with its engine writes it again")
+    return dict(stored["space"])
 
 
 def check_same(folder: Path, stored: dict[str, Any], wanted: Definition, search: dict[str, Any], recipe: Any) -> None:

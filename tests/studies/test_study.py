@@ -464,7 +464,7 @@ def test_two_functions_of_one_name_are_two_arms(tmp_path):
 def test_a_study_keeps_the_dtype_that_it_began_with(tmp_path, monkeypatch):
     recipe = cj.override(RECIPE, {"dtype": "auto", "epochs": 1})
     ablate(tmp_path, CHANGES[:1], seeds=1, recipe=recipe)
-    monkeypatch.setattr(studies, "compute_dtype", lambda dtype: "bfloat16")
+    monkeypatch.setattr("cifar_jax.studies.options.compute_dtype", lambda dtype: "bfloat16")
     table = ablate(tmp_path, CHANGES[:1], seeds=2, recipe=recipe)
     assert [row.summary.count for row in table.rows] == [2, 2]
 

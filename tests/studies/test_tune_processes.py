@@ -1,7 +1,6 @@
 """Several workers in processes of their own: kills, signals, SQLite and a real PostgreSQL, and the command line."""
 
 import csv
-import os
 import signal
 import subprocess
 import sys
@@ -110,20 +109,10 @@ def test_a_signal_ends_the_command_and_the_same_command_continues(processes, num
     assert not list(folder.glob("trials.csv"))
 
 
-def test_more_processes_than_cores_are_warned_of(capsys, recwarn):
-    from cifar_jax.commands.tune import check_processes
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    check_processes(cores)
-    assert not recwarn.list
-    check_processes(cores + 1)
-    assert f"--processes={cores + 1} is more than the {cores} cores" in str(recwarn.list[0].message)
-
-
 @pytest.mark.parametrize(
     ("more", "answer"),
     [
-        (["--processes=0"], "error: --processes is 0; it is the number of workers, at least 1"),
+        (["--processes=0"], "error: processes is 0; it is the number of workers, at least 1"),
         (["--trials=0", "--processes=2"], "error: trials is 0; a search needs at least 1"),
         (["--pruner=wilcoxon"], "error: pruner 'wilcoxon' compares trials seed by seed"),
     ],
