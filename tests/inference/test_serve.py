@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import io
 import json
 import re
@@ -15,6 +16,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,6 +161,24 @@ def test_before_it_is_compiled_and_after_an_error_of_the_program(classifier):
 
     asyncio.run(main())
     service.batcher.close()
+
+
+def test_full_garbage_collections_leave_out_what_was_there_before_it_was_ready(classifier):
+    """They would stop all answers."""
+    from cifar_jax.inference import serve
+    from cifar_jax.inference.service_app import Limits, Service
+    from cifar_jax.inference.service_model import Model
+
+    service = Service(Model(classifier, None, {}), Limits(), None, [])
+    over = SimpleNamespace(should_exit=True)
+    try:
+        serve._prepare(service, over, Options(Path("none")), None, "", 0.0, [])
+        assert service.ready
+        assert gc.get_freeze_count() > 100_000
+        assert len(gc.get_objects()) < 10_000
+    finally:
+        gc.unfreeze()
+        service.batcher.close()
 
 
 def test_a_form_holds_several_images_and_tells_which_is_broken(client, classifier, images):

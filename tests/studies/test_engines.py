@@ -27,16 +27,16 @@ RATES = [0.001, 0.01]
 RUNS = [f"runs/learning_rate={rate}/seed0" for rate in RATES]
 
 
-def sweep(folder, rates=RATES, **options):
+def sweep(folder, **options):
     recipe = cj.load_recipe("configs/quickstart.py", FIELDS)
-    grid = {"optimizer.learning_rate": rates}
+    grid = {"optimizer.learning_rate": RATES}
     return cj.sweep(recipe, grid, seeds=1, folder=folder, progress=False, **options)
 
 
-def start(folder, *more, rates=RATES):
+def start(folder, *more):
     """The same study by the command line."""
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    grid = f"--grid=optimizer.learning_rate={','.join(map(str, rates))}"
+    grid = f"--grid=optimizer.learning_rate={','.join(map(str, RATES))}"
     command = [sys.executable, "launch.py", "sweep", grid, "--seeds=1", f"--folder={folder}", *more, *fields]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -62,9 +62,9 @@ def unbroken(tmp_path_factory):
     return folder
 
 
-def assert_same_study(folder, other, names=RUNS, exact=True):
+def assert_same_study(folder, other, exact=True):
     """The runs have the same weights and figures; without `exact`, but for the order of sums in threads."""
-    for name in names:
+    for name in RUNS:
         ours, theirs = (read_study(each)["runs"][name] for each in (folder, other))
         assert ours["status"] == theirs["status"] == "finished"
         if exact:
@@ -72,7 +72,7 @@ def assert_same_study(folder, other, names=RUNS, exact=True):
             assert ours["metrics"] == theirs["metrics"]
         assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=0.01)
     lines = csv.DictReader((folder / "runs.csv").open())
-    assert {line["folder"] for line in lines} >= set(names)
+    assert {line["folder"] for line in lines} >= set(RUNS)
     assert read_study(folder)["final"] == []
 
 
@@ -135,48 +135,39 @@ def cluster():
         yield
 
 
-def test_a_preempted_run_is_requeued_and_is_the_unbroken_run(cluster, unbroken, tmp_path):
+def test_runs_that_slurm_stops_go_on_and_one_that_is_cancelled_is_submitted_again(cluster, unbroken, tmp_path):
+    """One is told of the end of its time limit, the other is preempted; both are requeued. Then one is cancelled."""
     folder = tmp_path / "study"
-    first = start(folder, "--engine=slurm", "--partition=main")
+    first = start(folder, "--engine=slurm", "--partition=main", "--time_limit=5")
     wait_for(lambda: len(read_jobs(folder)) == 2, first)
     first.send_signal(signal.SIGINT)
     assert first.wait(60) == 130
-    jobs = read_jobs(folder)
-    (number,) = {job["job"].partition("_")[0] for job in jobs.values()}
-    assert f"the jobs go on: the same command watches them, 'scancel {number}' cancels them" in first.stderr.read()
+    jobs = {name: job["job"] for name, job in read_jobs(folder).items()}
+    (array,) = {job.partition("_")[0] for job in jobs.values()}
+    assert f"the jobs go on: the same command watches them, 'scancel {array}' cancels them" in first.stderr.read()
 
-    second = start(folder, "--engine=slurm", "--partition=main")
+    second = start(folder, "--engine=slurm", "--partition=main", "--time_limit=5")
     wait_for(lambda: all(has_begun(folder, name) for name in RUNS), second)
-    urgent = ["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"]
+    outputs = [folder / "jobs" / f"{jobs[name]}_0_log.out" for name in RUNS]
+    subprocess.run(["scancel", "--signal=USR2", jobs[RUNS[1]]], check=True)
+    wait_for(
+        lambda: f"Requeued job {jobs[RUNS[1]]} ({REQUEUES - 1} remaining timeouts)" in outputs[1].read_text(), second
+    )
+    urgent = ["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     subprocess.run(urgent, check=True, capture_output=True)
-    assert second.wait(240) == 0, second.stderr.read()
-    assert read_jobs(folder) == jobs  # nothing was submitted again
-    for name in RUNS:
-        output = (folder / "jobs" / f"{jobs[name]['job']}_0_log.out").read_text()
-        assert output.count("Starting with") == 2
+    wait_for(lambda: all(output.read_text().count("Starting with") == 2 for output in outputs), second)
+    subprocess.run(["scancel", jobs[RUNS[1]]], check=True)
+    assert second.wait(240) == 2
+    assert {name: job["job"] for name, job in read_jobs(folder).items()} == jobs  # nothing was submitted again
+    said = f"was interrupted: its job is CANCELLED, and its output in {folder}/jobs/{jobs[RUNS[1]]}_0_log.err"
+    assert said in second.stderr.read()
+    assert read_jobs(folder)[RUNS[1]]["state"] == "interrupted (CANCELLED)"
+    assert list(read_study(folder)["runs"]) == RUNS[:1]
+    assert not read_record(folder / RUNS[1])["complete"]
+    sweep(folder, engine="slurm", partition="main", time_limit=5)
+    assert read_jobs(folder)[RUNS[0]]["job"] == jobs[RUNS[0]]
+    assert read_jobs(folder)[RUNS[1]]["job"] != jobs[RUNS[1]]
     assert_same_study(folder, unbroken)
-
-
-def test_a_killed_job_leaves_an_interrupted_run_that_the_same_command_submits_again(cluster, unbroken, tmp_path):
-    """Before that the job is told of the end of its time limit, and goes back to the queue."""
-    folder, name = tmp_path / "study", RUNS[1]
-    process = start(folder, "--engine=slurm", "--time_limit=5", rates=[0.01])
-    wait_for(lambda: has_begun(folder, name), process)
-    number = read_jobs(folder)[name]["job"]
-    output = folder / "jobs" / f"{number}_0_log.out"
-    subprocess.run(["scancel", "--signal=USR2", number], check=True)
-    wait_for(lambda: output.read_text().count("Starting with") == 2, process)
-    assert f"Requeued job {number} ({REQUEUES - 1} remaining timeouts)" in output.read_text()
-    subprocess.run(["scancel", number], check=True)
-    assert process.wait(120) == 2
-    said = process.stderr.read()
-    assert f"was interrupted: its job is CANCELLED, and its output in {folder}/jobs/{number}_0_log.err" in said
-    assert read_jobs(folder)[name]["state"] == "interrupted (CANCELLED)"
-    assert not read_study(folder)["runs"]
-    assert not read_record(folder / name)["complete"]
-    sweep(folder, rates=[0.01], engine="slurm")
-    assert read_jobs(folder)[name]["job"] != number
-    assert_same_study(folder, unbroken, names=[name])
 
 
 def test_workers_of_a_search_are_jobs(cluster, tmp_path):
