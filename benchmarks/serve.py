@@ -7,10 +7,11 @@
     (each with --smoke: finds errors, measures nothing)
 
 rate: wrk keeps 32 connections busy, each with one request at a time: a PNG of 32x32 pixels (2.5 KB). Sides take turns,
-there and back. They are the service; the same with --batch=1; and a model that costs next to nothing, which tells what
-HTTP and decoding cost. The ceiling is what batching could give: 1 / (seconds of HTTP + seconds of the model per image
-in a batch), and the share is (service - without) / (ceiling - without). Seconds of the model are measured in a process
-of its own. The load generator runs on the same cores. Models were trained for one step.
+there and back; a service is stopped (SIGSTOP) while it is not its turn. They are the service; the same with --batch=1;
+and a model that costs next to nothing, which tells what HTTP and decoding cost. The ceiling is what batching could
+give: 1 / (seconds of HTTP + seconds of the model per image in a batch), and the share is (service - without) /
+(ceiling - without). Seconds of the model are measured in a process of its own. The load generator runs on the same
+cores. Models were trained for one step.
 """
 
 import argparse
@@ -93,13 +94,17 @@ class Service:
                 return
         raise SystemExit("the service did not start")
 
+    def signal(self, number: int) -> None:
+        os.killpg(self.process.pid, number)  # a peer may have workers that outlive it
+
     def memory(self) -> float:
         """MB of its process."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         return float(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) / 1000  # type: ignore[index]
 
     def close(self) -> None:
-        os.killpg(self.process.pid, signal.SIGTERM)  # a peer may have workers that outlive it
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGTERM)
         self.process.wait(60)
 
 
@@ -155,6 +160,7 @@ def load(service: Service, folder: Path, options: argparse.Namespace, seconds: f
     peer = service.command is not None
     command += ["-s", str(folder / ("load_peer.lua" if peer else "load.lua"))]
     command += [f"{service.url}{'/predict' if peer else '/v1/predict'}"]
+    service.signal(signal.SIGCONT)
     text = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     found = json.loads(re.search(r"RESULT (.*)", text)[1])  # type: ignore[index]
     return {**found, "requests_per_second": found["requests"] / found["seconds"]}
@@ -171,7 +177,8 @@ def rates(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         try:
             for service in services.values():
                 load(service, folder, options, 2)
-            sides: dict[str, Any] = {side: partial(load, one, folder, options) for side, one in services.items()}
+                service.signal(signal.SIGSTOP)  # a peer that waits actively would slow the others
+            sides: dict[str, Any] = {side: partial(in_turn, one, folder, options) for side, one in services.items()}
             sides |= {
                 "model_alone": partial(model_seconds, workdir, 1),
                 "model_batched": partial(model_seconds, workdir, 32),
@@ -181,6 +188,13 @@ def rates(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             for service in services.values():
                 service.close()
     return result
+
+
+def in_turn(service: Service, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    try:
+        return load(service, folder, options)
+    finally:
+        service.signal(signal.SIGSTOP)
 
 
 def model_seconds(workdir: Path, batch: int) -> float:

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_images", type=int, default=16, metavar="N", help="of a request; 16")
     parser.add_argument("--queue", type=int, default=256, metavar="N", help="images in work, beyond it 429; 256")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="images that are computed together; 32")
-    parser.add_argument("--batch_delay", type=float, default=2.0, metavar="MS", help="wait for others, ms; 2")
+    parser.add_argument("--batch_delay", type=float, default=10.0, metavar="MS", help="wait for others, ms; 10")
     parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="for a body, and for its answer; 10")
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets, for the pictures of an index")
 

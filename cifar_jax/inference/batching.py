@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+LEAST_WAIT = 0.002  # seconds that a batch waits for images where its computation is short
+WAIT_SHARE = 0.25  # of the seconds that the last batch took: longer batches may wait longer
 SMALL_PIXELS = 1 << 18  # images of more are decoded one at a time, apart from the small ones, which would wait for them
 
 
@@ -65,14 +67,15 @@ class Work:
 class Batcher:
     """`decode(key, content, small)` returns an image or raises Postponed; `compute(key, images)` a result for each.
 
-    Images of equal keys are computed together. Both run in threads. An idle batcher computes at once: only while other
-    accepted images are being decoded does it wait for them, `delay` seconds at most.
+    Images of equal keys are computed together. Both run in threads. A batch waits, `delay` seconds at most, while other
+    accepted images are being decoded, or fewer have come than the last time: who was answered is likely to ask again.
+    A single client is so never kept waiting.
     """
 
     decode: Callable[[Any, bytes, bool], Any]  # an image, or Unreadable
     compute: Callable[[Any, list[Any]], Sequence[Any]]
     batch: int = 32  # images that are computed together
-    delay: float = 0.002  # seconds
+    delay: float = 0.01  # seconds
     capacity: int = 256  # images that are accepted and not answered yet
     choose: Callable[[Any, int], int] = lambda key, count: count  # how many of those that wait are computed now
     observe: Callable[[int], None] = lambda count: None  # told the size of each batch
@@ -80,6 +83,7 @@ class Batcher:
 
     def __post_init__(self) -> None:
         self._decoding, self._lock = 0, threading.Lock()
+        self._expected, self._wait = 1, 0.0  # images of the next batch, and the seconds that it waits for them
         self._ready: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._small = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         self._large = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
@@ -139,22 +143,30 @@ class Batcher:
             group = [work for work in waiting if work.ticket.key == key][: self.batch]
             group = group[: self.choose(key, len(group))]
             waiting = [work for work in waiting if work not in group]
+            start = time.perf_counter()
             try:
                 self.observe(len(group))
                 results = self.compute(key, [work.image for work in group])
             except Exception as error:
                 results = [Failed(error)] * len(group)
+            self._wait = min(self.delay, max(LEAST_WAIT, WAIT_SHARE * (time.perf_counter() - start)))
+            self._expected = min(self.batch, len(group) + len(waiting))
             self._answer(group[0].ticket.future.get_loop(), list(zip(group, results, strict=True)))
             del key, group, results  # a thread that waits would keep images, and a model
 
     def _collect(self, waiting: list[Work]) -> bool:
         """Adds what is ready, up to a batch, to what is left of before; whether there is no more to come."""
-        end = time.perf_counter() + self.delay if waiting else None
+        wait = self._wait or min(self.delay, LEAST_WAIT)
+        end = time.perf_counter() + wait if waiting else None
         while len(waiting) < self.batch:
             try:
                 if not waiting:
                     work = self._ready.get()
-                elif self._decoding and end is not None and (left := end - time.perf_counter()) > 0:
+                elif (
+                    (self._decoding or len(waiting) < self._expected)
+                    and end is not None
+                    and (left := end - time.perf_counter()) > 0
+                ):
                     work = self._ready.get(timeout=left)
                 else:
                     work = self._ready.get_nowait()
@@ -162,7 +174,7 @@ class Batcher:
                 return False
             if work is None:
                 return True
-            end = end or time.perf_counter() + self.delay
+            end = end or time.perf_counter() + wait
             waiting.append(work)
         return False
 

@@ -45,7 +45,7 @@ class Options:
     max_images: int = 16
     queue: int = 256
     batch: int = 32
-    batch_delay: float = 2.0
+    batch_delay: float = 10.0
     timeout: float = 10.0
     data_dir: str | None = None
 

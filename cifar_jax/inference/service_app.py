@@ -36,7 +36,7 @@ class Limits:
     max_images: int = 16  # of a request
     queue: int = 256  # images that are accepted and not answered
     batch: int = 32  # images that are computed together
-    batch_delay: float = 2.0  # milliseconds that an image waits for others at most
+    batch_delay: float = 10.0  # milliseconds that an image waits for others at most
     timeout: float = 10.0  # seconds, for the body to arrive, and again for the answer
 
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from PIL import Image
 
 import cifar_jax as cj
 from cifar_jax import cli
+from cifar_jax.inference import batching
 from cifar_jax.inference.batching import Batcher, Busy, Failed, Postponed, Unreadable
 from cifar_jax.inference.serve import Options, read_token
 from cifar_jax.inference.service_images import MAX_SCANS, decode_upload, webp_size
@@ -474,6 +476,34 @@ def test_a_batch_holds_what_is_there_and_results_keep_their_places():
     assert pending == 0
     assert max(sizes) <= 4
     assert len(sizes) < 9
+
+
+def test_a_batch_waits_for_those_who_were_just_answered(monkeypatch):
+    monkeypatch.setattr(batching, "LEAST_WAIT", 1.0)
+    sizes, together = [], threading.Barrier(4)
+
+    def decode(key, content, small):
+        if content == b"first":
+            together.wait(10)
+        return content
+
+    def compute(key, images):
+        sizes.append(len(images))
+        return images
+
+    async def scenario(batcher):
+        batcher._small = ThreadPoolExecutor(4)
+        await asyncio.gather(*(batcher.submit("a", [b"first"]) for _ in range(4)))
+        asks = []
+        for _ in range(4):  # one after another
+            asks.append(asyncio.ensure_future(batcher.submit("a", [b"again"])))
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*asks)
+        for _ in range(2):  # the others have gone: it waits once
+            await batcher.submit("a", [b"alone"])
+
+    run_batcher(scenario, decode, compute, delay=5.0)
+    assert sizes == [4, 4, 1, 1]
 
 
 def test_a_full_queue_refuses_and_what_was_given_up_is_not_computed():
