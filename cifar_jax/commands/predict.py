@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATHS", help="image files, folders, patterns, or - for a list")
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--top", type=int, default=3, help="most probable classes of each image; 3")
-    parser.add_argument("--format", default="table", help="table, jsonl or csv; table")
+    parser.add_argument("--format", help="table, jsonl or csv; that of the name of --out, else table")
     parser.add_argument("--threshold", type=float, default=0.0, metavar="P", help="images below it are 'unsure'; 0")
     parser.add_argument("--views", help="one, mirror or mirror_shift; the recipe's if not given")
     parser.add_argument(
@@ -36,6 +36,8 @@ def run(options: argparse.Namespace) -> int:
     global _out
     from cifar_jax.inference.predict import Options, predict_files
 
+    suffix = options.out.suffix.lower() if options.out else ""
+    options.format = options.format or (suffix[1:] if suffix in (".csv", ".jsonl") else "table")
     given = vars(options)
     names = ("top", "threshold", "views", "format", "out", "copy_to", "copy_as", "by", "resume", "force")
     chosen = Options(**{name: given[name] for name in names})

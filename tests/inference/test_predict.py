@@ -406,6 +406,12 @@ def test_the_command_reads_a_list_and_writes_rows(workdir, library, tmp_path):
     assert "42/42" in done.stderr  # the progress bar
 
 
+def test_the_name_of_the_file_tells_the_format(workdir, library, tmp_path):
+    for name, begins in (("rows.csv", "path,"), ("rows.jsonl", '{"path"'), ("rows.txt", str(library))):
+        assert cli.main(["predict", str(library), f"--workdir={workdir}", f"--out={tmp_path / name}"]) == 0
+        assert (tmp_path / name).read_text().startswith(begins)
+
+
 def test_the_command_answers_mistakes_in_one_sentence(workdir, library, tmp_path, capsys, monkeypatch):
     assert cli.main(["predict", str(library), f"--workdir={tmp_path}"]) == 2
     assert "holds no run" in capsys.readouterr().err
