@@ -69,7 +69,7 @@ class Batcher:
 
     Images of equal keys are computed together. Both run in threads. A batch waits, `delay` seconds at most, while other
     accepted images are being decoded, or fewer have come than the last time: who was answered is likely to ask again.
-    A single client is so never kept waiting.
+    A client that asks alone waits once, when the others have gone, and not again.
     """
 
     decode: Callable[[Any, bytes, bool], Any]  # an image, or Unreadable
@@ -83,7 +83,8 @@ class Batcher:
 
     def __post_init__(self) -> None:
         self._decoding, self._lock = 0, threading.Lock()
-        self._expected, self._wait = 1, 0.0  # images of the next batch, and the seconds that it waits for them
+        self._expected = 1  # images of the next batch
+        self._wait = min(self.delay, LEAST_WAIT)  # seconds that it waits for them
         self._ready: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._small = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         self._large = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
@@ -156,8 +157,7 @@ class Batcher:
 
     def _collect(self, waiting: list[Work]) -> bool:
         """Adds what is ready, up to a batch, to what is left of before; whether there is no more to come."""
-        wait = self._wait or min(self.delay, LEAST_WAIT)
-        end = time.perf_counter() + wait if waiting else None
+        end = time.perf_counter() + self._wait if waiting else None
         while len(waiting) < self.batch:
             try:
                 if not waiting:
@@ -174,7 +174,7 @@ class Batcher:
                 return False
             if work is None:
                 return True
-            end = end or time.perf_counter() + wait
+            end = end or time.perf_counter() + self._wait
             waiting.append(work)
         return False
 
