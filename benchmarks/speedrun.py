@@ -220,13 +220,25 @@ def run_peer(
             process.kill()
             process.wait()
     seconds = time.perf_counter() - start
-    rows = [line.split("|") for line in said["stdout"].read_text().splitlines() if re.search(r"\|\s+eval\s+\|", line)]
-    counted = [row for row in rows if "warmup" not in row[1]][extra : extra + count]
+    counted = evaluations(said["stdout"].read_text())[extra : extra + count]
     if not counted:
         told = "\n".join(file.read_text() for file in said.values())
         raise PeerError(f"{path} made no run:\n{told[-4000:]}")
     runs = [{"accuracy": float(row[-3]), "seconds": float(row[-2])} for row in counted]
     return {"runs": runs, "process_seconds": round(seconds, 2)}
+
+
+def evaluations(printed: str) -> list[list[str]]:
+    """The cells of the rows that a peer printed at the ends of its runs, but for a warm-up's. A run is named in its
+    first row, and not always in the others."""
+    run, rows = "", []
+    for line in printed.splitlines():
+        cells = line.split("|")
+        if len(cells) > 4:
+            run = cells[1].strip() or run
+            if cells[2].strip() == "eval" and run != "warmup":
+                rows.append(cells)
+    return rows
 
 
 @contextlib.contextmanager

@@ -89,6 +89,15 @@ for run in range(200):
     print(f"| {run:6} |   eval | 0.1 |  | {0.5 + run / 100:.4f} | {1.0 + run:.4f} |", flush=True)
 """
 
+# The rows of airbench94_muon: a run is named in the row of its first epoch only, the warm-up too.
+NAMED_ONCE = """
+def epoch(run):
+    print(f"| {run:6} |       0 | 0.1 |  | 0.1 | 0.5 |")
+    print("|        |       1 | 0.1 |  | 0.1 | 0.6 |")
+epoch("warmup")
+print("|        |   eval | 0 | | 0 | 99 |")
+"""
+
 
 @pytest.mark.parametrize(
     ("text", "first"),
@@ -96,6 +105,7 @@ for run in range(200):
         (PEER, 0),
         (f"{PEER}# torch.compile", 1),
         (f'print("| warmup |   eval | 0 | | 0 | 99 |"){PEER}# "warmup" torch.compile', 0),
+        (f'{NAMED_ONCE}{PEER.replace("{run:6}", "      ").replace("    print", "    epoch(run); print")}# "warmup"', 0),
     ],
 )
 def test_a_peers_runs_are_read_without_its_warm_up(guard, monkeypatch, tmp_path, text, first):
