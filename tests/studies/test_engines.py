@@ -254,6 +254,16 @@ def test_more_processes_than_cores_are_warned_of(recwarn):
     assert f"processes={cores + 1} is more than the {cores} cores" in str(recwarn.list[0].message)
 
 
+def test_workers_share_the_gpus_out(tmp_path, monkeypatch, recwarn):
+    told = "import os, sys; open(sys.argv[1] + os.environ['JAX_CUDA_VISIBLE_DEVICES'], 'a').write('.')"
+    monkeypatch.setattr(engines, "worker_command", lambda arguments: [sys.executable, "-c", told, *arguments])
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr("jax.local_device_count", lambda: 2)
+    assert engines.run_workers([f"{tmp_path}/gpu"], 3) == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"gpu0": "..", "gpu1": "."}
+    assert "processes=3 is more than the 2 GPUs of this machine" in str(recwarn.list[-1].message)
+
+
 def test_work_refuses_what_it_cannot_train(tmp_path, capsys):
     from cifar_jax.cli import main
 
