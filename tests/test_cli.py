@@ -338,7 +338,7 @@ def test_an_ablation_from_the_command_line(tmp_path, capsys):
         (["sweep", *STUDY, "--grid=augment.crop="], "the grid has no values for 'augment.crop'"),
         (["sweep", *STUDY, "--grid=augment.crop=0", "--grid=augment.crop=1"], "--grid names 'augment.crop' twice"),
         (["sweep", *STUDY, "--grid=augment.crop=a,b"], "recipe field 'augment.crop' is 'a', a str; it takes an int"),
-        (["compare", "nowhere"], "'nowhere' holds no run"),
+        (["compare", "nowhere"], "'nowhere' does not exist"),
     ],
 )
 def test_what_cannot_be_studied_is_told_in_one_sentence(arguments, answer, tmp_path, capsys, monkeypatch):

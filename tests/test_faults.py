@@ -96,7 +96,7 @@ FAULTS = {
     ),
     "a seed of the split": (["--config.data.seed=-1"], "'data.seed' is -1"),
     "a field without its value": (["--config.epochs", "3"], "'--config.epochs' is not of the form"),
-    "no run to start from": (["--config.init_from=nowhere"], "'nowhere' holds no run"),
+    "no run to start from": (["--config.init_from=nowhere"], "'nowhere' does not exist"),
 }
 
 

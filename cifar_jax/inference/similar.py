@@ -24,6 +24,7 @@ from cifar_jax.inference.index_files import (
     Index,
     Item,
     add_part,
+    described,
     load_index,
     new_record,
     write_record,
@@ -50,7 +51,10 @@ class Built:
     skipped: int  # files that could not be read
 
     def __str__(self) -> str:
-        parts = [f"{self.added} images added", *([f"{self.kept} were there already"] if self.kept else [])]
+        parts = [
+            f"{self.added} image{'s' * (self.added != 1)} added",
+            *([f"{self.kept} were there already"] if self.kept else []),
+        ]
         parts += [f"{self.skipped} could not be read"] if self.skipped else []
         return f"{'; '.join(parts)}; {len(self.index)} in {self.index.folder}"
 
@@ -77,6 +81,13 @@ class Answer:
             for each in self.neighbours
         ]
         return {"query": self.path, "neighbours": found, "error": self.error or None}
+
+    def __str__(self) -> str:
+        """The query, and a line for each neighbour: similarity, place, and label where it is known."""
+        if self.error:
+            return f"{shown(self.path)}\n  unreadable: {shown(self.error)}"
+        lines = [f"  {each.similarity:.4f}  {described(each.item)}" for each in self.neighbours]
+        return "\n".join([shown(self.path), *lines])
 
 
 def build_index(
@@ -297,8 +308,9 @@ def sheet_of(answers: Sequence[Answer], classifier: Classifier, data_dir: str | 
     images = _Images(classifier, data_dir)
     rows = []
     for answer in answers:
-        name = os.path.basename(answer.path)
-        row = [Tile(images.of_file(answer.path), (shown(name), answer.error or "query"))]
+        place, name = os.path.split(answer.path)
+        said = answer.error or f"query {os.path.basename(place)}".rstrip()
+        row = [Tile(images.of_file(answer.path), (shown(said), shown(name)))]
         for each in answer.neighbours:
             said = each.item.get("label") or os.path.basename(os.path.dirname(each.item["path"]))
             name = os.path.basename(each.item["path"]) if "split" not in each.item else each.item["path"]

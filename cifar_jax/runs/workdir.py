@@ -314,7 +314,8 @@ def _stored(workdir: Path, functions: Mapping[str, Any]) -> tuple[dict[str, Any]
     if record is None:
         if (workdir / "study.json").exists():
             raise InputError(f"'{workdir}' is a study; name the workdir of one of its runs, {workdir}/runs/ARM/seedN")
-        raise InputError(f"'{workdir}' holds no run (no run.json); train one with --workdir={workdir}")
+        fault = "holds no run (no run.json)" if workdir.exists() else "does not exist"
+        raise InputError(f"'{workdir}' {fault}; train one with --workdir={workdir}")
     if damage := damage_of(workdir, record, "recipe.json"):
         raise InputError(f"{workdir / 'recipe.json'} {damage}; the command that trained the run writes it again")
     stored = read_recipe(workdir / "recipe.json")

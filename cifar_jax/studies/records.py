@@ -198,7 +198,8 @@ def _workdirs(path: Path) -> list[Path]:
         return [path]
     found = sorted(child.parent for child in path.glob("**/run.json"))
     if not found:
-        raise InputError(f"'{path}' holds no run (no run.json); give a workdir, a study or a folder of workdirs")
+        fault = "holds no run (no run.json)" if path.exists() else "does not exist"
+        raise InputError(f"'{path}' {fault}; give a workdir, a study or a folder of workdirs")
     return found
 
 

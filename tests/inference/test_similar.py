@@ -278,13 +278,20 @@ def test_a_missing_library_is_answered_with_its_command(classifier, library, tmp
 # --- the commands ---
 
 
-def test_the_commands_answer_in_json_and_with_a_sheet(workdir, library, tmp_path, capsys):
+def test_the_commands_answer_in_a_table_in_json_and_with_a_sheet(workdir, library, tmp_path, capsys):
     (library / "class 0" / "broken.png").unlink()
     index, sheet = tmp_path / "index", tmp_path / "sheet.png"
     assert cli.main(["index", str(library), f"--workdir={workdir}", f"--out={index}"]) == 0
     assert "40 images added; 40 in" in capsys.readouterr().out
     queries = sorted(map(str, (library / "class 2").glob("*.png")))
-    command = ["similar", *queries, f"--index={index}", "--top=3", f"--sheet={sheet}"]
+    command = ["similar", *queries, f"--index={index}", "--top=3"]
+    assert cli.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::4] == queries
+    found = [line.split(maxsplit=1) for line in lines[1::4]]
+    assert [path for _, path in found] == queries
+    assert all(float(similarity) > 0.999 for similarity, _ in found)  # the index rounds to 16 bits
+    command += [f"--sheet={sheet}", "--format=json"]
     assert cli.main(command) == 0
     answers = json.loads(capsys.readouterr().out)
     assert [answer["query"] for answer in answers] == queries
@@ -295,5 +302,7 @@ def test_the_commands_answer_in_json_and_with_a_sheet(workdir, library, tmp_path
     assert cli.main(command) == 2
     assert "exists; replace it with --force" in capsys.readouterr().err
     assert cli.main(["index", str(library), f"--workdir={workdir}", f"--out={index}"]) == 2
+    assert cli.main(["similar", queries[0], f"--index={index}", "--format=xml"]) == 2
+    assert "--format=xml is unknown; it is one of table, json" in capsys.readouterr().err
     assert cli.main(["similar", queries[0], f"--index={tmp_path}"]) == 2
     assert "holds no index" in capsys.readouterr().err

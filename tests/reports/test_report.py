@@ -138,7 +138,7 @@ def test_what_is_missing_is_named(tmp_path):
     ("call", "answer"),
     [
         ({"paths": []}, "there is nothing to report"),
-        ({"paths": "nowhere"}, "'nowhere' holds no run"),
+        ({"paths": "nowhere"}, "'nowhere' does not exist"),
         ({"paths": ["a", "b"]}, "a report of several runs needs a folder; give out='reports/NAME'"),
         ({"paths": "nowhere", "embedding": "umap"}, "embedding is 'umap'. Known: none, pca, tsne"),
     ],

@@ -310,7 +310,7 @@ def test_runs_are_read_from_workdirs_and_from_folders_of_them(tmp_path, monkeypa
     assert one.metrics["train_loss"] == 1.0
     with pytest.raises(InputError, match="is given twice"):
         compare([tmp_path / "study", tmp_path / "study" / "0.1_0"])
-    with pytest.raises(InputError, match="nowhere' holds no run"):
+    with pytest.raises(InputError, match="nowhere' does not exist"):
         compare([tmp_path / "nowhere"])
 
 
