@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from cifar_jax.training.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from tests import made
@@ -85,6 +85,22 @@ def test_noise_has_the_spread_that_it_promises(severity):
     impulses = applied("impulse_noise", severity, FLAT)
     assert (impulses != 0.5).mean() == pytest.approx(parameter["impulse_noise"], rel=0.2)
     assert (impulses == 1).sum() == pytest.approx((impulses == 0).sum(), rel=0.3)
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+@pytest.mark.parametrize("value", [0, 1, 64, 255])
+def test_shot_noise_is_poissons(value, severity):
+    """Pearson's statistic, over counts that are expected at least 20 times."""
+    photons = CORRUPTIONS["shot_noise"].parameters[severity - 1][0]
+    flat = np.full((20, 32, 32, 1), value / 255, np.float32)
+    counts = np.rint(applied("shot_noise", severity, flat) * photons).astype(int)
+    seen = np.bincount(counts.ravel(), minlength=int(2 * photons) + 20)
+    expected = flat.size * stats.poisson.pmf(np.arange(len(seen)), value / 255 * photons)
+    common = expected >= 20
+    rest = np.array([[seen[~common].sum(), max(expected[~common].sum(), 1e-9)]])
+    pairs = np.concatenate([np.stack([seen, expected], -1)[common], rest])
+    statistic = ((pairs[:, 0] - pairs[:, 1]) ** 2 / pairs[:, 1]).sum()
+    assert stats.chi2.sf(statistic, max(1, len(pairs) - 1)) > 1e-4
 
 
 def test_blurs_keep_the_mean_and_what_is_flat():
