@@ -74,6 +74,23 @@ def init(recipe: FrozenConfigDict) -> training.TrainState:
     return jit(functools.partial(training.init, recipe))()
 
 
+def weights(recipe: FrozenConfigDict) -> Any:
+    """Evaluated weights and statistics that are no round numbers, drawn without compiling the model's own start."""
+    random = np.random.RandomState(1)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        if leaf.ndim > 1:
+            drawn = random.normal(size=leaf.shape) / np.prod(leaf.shape[:-1]) ** 0.5
+        elif path[-1].key in ("scale", "var"):
+            drawn = random.uniform(0.8, 1.2, leaf.shape)
+        else:
+            drawn = random.normal(size=leaf.shape) / 10
+        return drawn.astype(np.float32)
+
+    shapes = jax.eval_shape(lambda: training.evaluated_weights(training.init(recipe)))
+    return jax.tree.map_with_path(draw, shapes)
+
+
 @functools.cache
 def step(recipe: FrozenConfigDict) -> Any:
     """train_step of the recipe, compiled: (state, images, labels, index or 0, 1, 2, ...) -> (state, sums)."""

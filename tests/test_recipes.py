@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -71,29 +70,28 @@ def small(name):
 
 @functools.cache
 def run(name):
-    """The small run as one program -> (the first state, the states after each step, sums, losses before and after).
+    """The small run -> (the first state, the states after each step, sums, losses before and after).
 
     The losses are what an evaluation of the 32 images reports: not augmented, with running statistics, no dropout, and
     the averaged weights where the recipe averages.
     """
     recipe, data = small(name), made.split()
 
-    def program(images, labels):
+    def steps(start, images, labels):
         def epoch(state, _):
             state, sums = training.train_epoch(recipe, state, images, labels)
             return state, (state, sums)
 
-        def loss(state):
-            return evaluation.sums(recipe, training.evaluated_weights(state), images, labels, "one")["loss_sum"] / len(
-                labels
-            )
+        return jax.lax.scan(epoch, start, length=STEPS)
 
-        start = training.init(recipe)
-        last, (states, sums) = jax.lax.scan(epoch, start, length=STEPS)
-        losses = jax.lax.map(loss, jax.tree.map(lambda *pair: jnp.stack(pair), start, last))
-        return start, states, sums, losses
+    def loss(weights, images, labels):
+        return evaluation.sums(recipe, weights, images, labels, "one")["loss_sum"] / len(labels)
 
-    return jax.device_get(jit(program)(data.images, data.labels))
+    start = jit(lambda: training.init(recipe))()  # three programs: recipes of one model share the first and the last
+    last, (states, sums) = jit(steps)(start, data.images, data.labels)
+    evaluate = jit(loss)
+    losses = [evaluate(training.evaluated_weights(state), data.images, data.labels) for state in (start, last)]
+    return jax.device_get((start, states, sums, losses))
 
 
 def test_there_are_recipes():

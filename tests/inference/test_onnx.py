@@ -14,7 +14,6 @@ from jax import lax
 import cifar_jax as cj
 from cifar_jax.models.layers import ACTIVATIONS
 from cifar_jax.runs.classifier import Classifier
-from cifar_jax.training import evaluated_weights
 from tests import made
 from tests.models.test_models import TINY
 
@@ -29,12 +28,8 @@ IMAGES = np.random.RandomState(0).randint(0, 256, (5, 8, 8, 3)).astype(np.uint8)
 
 
 def classifier(model, **changes):
-    """With weights and statistics that are no round numbers."""
     recipe = made.recipe({"model": model, **changes})
-    random = np.random.RandomState(1)
-    spread = lambda leaf: np.asarray(leaf * random.uniform(0.8, 1.2, leaf.shape) + 0.01, np.float32)
-    weights = jax.tree.map(spread, evaluated_weights(made.init(recipe)))
-    return Classifier(recipe, weights, made.split().classes, 1.5)
+    return Classifier(recipe, made.weights(recipe), made.split().classes, 1.5)
 
 
 def assert_agrees(given, images=IMAGES):
@@ -217,7 +212,7 @@ class Sorted(nn.Module):
 
 def test_an_unknown_primitive_of_a_model_is_named():
     recipe = made.resolved(cj.override(made.recipe(), {"model.name": Sorted()}))
-    given = Classifier(recipe, evaluated_weights(made.init(recipe)), made.split().classes)
+    given = Classifier(recipe, made.weights(recipe), made.split().classes)
     with pytest.raises(cj.InputError, match=r"^model.onnx cannot be written: JAX's primitive 'sort' has no ONNX form"):
         onnx_convert.to_onnx(given)
 

@@ -175,7 +175,7 @@ def mobilenet(p, s, x):
     """Sandler et al., figure 4d: no activation after the last convolution of a block; a shortcut where stride is 1."""
     relu6, n = lambda x: np.clip(x, 0, 6), norms(p, s)
     x = relu6(n("first_norm", convolve(x, p["first"])))
-    for name, stride in (("bottleneck1_1", 1), ("bottleneck2_1", 2), ("bottleneck2_2", 1)):
+    for name, stride in (("bottleneck1_1", 2), ("bottleneck2_1", 2), ("bottleneck2_2", 1)):
         own, statistics = p[name], norms(p[name], s[name])
         y = relu6(statistics("BatchNorm_0", convolve(x, own["Convolution_0"])))
         y = relu6(statistics("BatchNorm_1", convolve(y, own["DepthwiseConvolution_0"], stride)))
