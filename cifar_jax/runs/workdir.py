@@ -47,8 +47,7 @@ from cifar_jax.runs.thresholds import Threshold
 from cifar_jax.training.metrics import Evaluation, SplitPredictions
 
 FORMAT = 1
-# Fields that cannot change results: they may differ between a run and the call that resumes it.
-# Where images lie is no matter either: the digest of the data says what they are.
+# Fields that may differ between a run and the call that resumes it: they, and where images lie, change no result.
 FREE_FIELDS = (
     "checkpoint.every_epochs",
     "checkpoint.every_minutes",

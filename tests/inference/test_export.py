@@ -239,7 +239,7 @@ def test_the_command(workdir, tmp_path, capsys):
     assert cli.main(arguments) == 2
     assert "exists; name another folder" in capsys.readouterr().err
     assert cli.main(["export", f"--workdir={tmp_path / 'none'}", f"--out={tmp_path / 'other'}"]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
