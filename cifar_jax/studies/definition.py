@@ -60,8 +60,9 @@ class Definition:
     def from_json(cls, values: Mapping[str, Any]) -> "Definition":
         of = lambda changes: {path: tuples(value) for path, value in changes.items()}
         arms = tuple(StudyArm(arm["name"], of(arm["changes"]), arm["folder"]) for arm in values["arms"])
-        names = ("command", "recipe", "functions", "data", "context")
-        return cls(**{name: values[name] for name in names}, arms=arms, seeds=tuple(values["seeds"]))
+        own = {name: values[name] for name in ("command", "recipe", "functions", "data")}
+        # A study that began before there was a context has none.
+        return cls(**own, arms=arms, seeds=tuple(values["seeds"]), context=values.get("context"))
 
 
 def ablation_arms(recipe: Any, changes: Sequence[Mapping[str, Any]]) -> list[StudyArm]:

@@ -18,7 +18,7 @@ from cifar_jax.studies import study as studies
 from cifar_jax.studies.definition import ablation_arms, grid_arms
 from cifar_jax.studies.execution import EXECUTIONS, choose, measure
 from cifar_jax.studies.study import Options, Study
-from cifar_jax.studies.study_file import read_study
+from cifar_jax.studies.study_file import read_study, write_study
 from tests import made
 
 DATA = {"train": made.split(96, seed=0), "test": made.split(40, seed=1)}
@@ -407,6 +407,15 @@ def test_light_runs_keep_all_but_the_optimiser(tmp_path, finished):
         np.testing.assert_array_equal(light.logits(images), cj.load_classifier(tmp_path / name).logits(images))
         assert size(tmp_path / name / "checkpoints") < 0.6 * size(finished[0] / name / "checkpoints")
         assert not (tmp_path / name / "light").exists()
+
+
+def test_a_study_that_began_before_there_was_a_context_goes_on(copied, finished, monkeypatch):
+    stored = read_study(copied)
+    del stored["context"]
+    write_study(copied, stored)
+    runs = trained(monkeypatch)
+    assert len(ablate(copied).rows) == len(finished[1].rows)
+    assert not runs
 
 
 @pytest.mark.parametrize("moment", range(1, 4))
