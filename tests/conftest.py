@@ -17,7 +17,7 @@ with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Compiling for speed takes longer, and few tests run long enough to gain from it: the small recipes take 132 s of the
-# processor at level 1, and 104 at level 0.
+# processor at level 1, and 104 at level 0 (benchmarks/results/suite.json).
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))  # for subprocesses too
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

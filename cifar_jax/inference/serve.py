@@ -143,9 +143,8 @@ def _prepare(
 
 def freeze_objects() -> None:
     """Leaves what is there now out of full garbage collections. Under load one came every 2 s, and nothing was answered
-    for the 0.2 s that it took (benchmarks/results/serve_collections.json). What an
-    earlier model left is collected first.
-    """
+    for the 0.2 s that it took (benchmarks/results/serve_collections.json). What an earlier model left is collected
+    first."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()

@@ -182,7 +182,7 @@ def own_gpu(index: int, count: int) -> dict[str, str]:
 
 def _warn_of_gpus(count: int, available: int) -> None:
     """One GPU serves several processes in slices of time, which makes small kernels wait: on an H200 a narrow convnet's
-    6 epochs took 2 minutes beside 14 other processes, where 4 epochs alone take 0.7 s."""
+    6 epochs took 2 minutes beside 14 processes, 4 epochs 0.7 s beside one (benchmarks/results/shared_gpu.json)."""
     if 0 < available < count:
         warnings.warn(
             f"processes={count} is more than the {available} GPU{'s' * (available > 1)} of this machine, and workers"

@@ -28,7 +28,8 @@ def shot_noise(key: Array, images: Array, photons: float) -> Array:
     """Counts of photons, Poisson; `photons` is the mean count of white.
 
     An image of 8 bits has 256 means, so that a count is looked up in the distribution of its mean: the number of counts
-    whose cumulative probability a uniform number reaches. jax.random.poisson takes 30 times as long on two cores.
+    whose cumulative probability a uniform number reaches. jax.random.poisson takes at least 28 times the
+    processor's time (benchmarks/results/shot_noise.json).
     """
     counts = int(photons + 9 * photons**0.5) + 9  # beyond them lies less than float32 resolves
     count, mean = np.arange(counts), np.arange(256)[:, None] / 255 * photons

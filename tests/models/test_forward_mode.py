@@ -50,7 +50,7 @@ def test_every_model_can_be_traced(name):
 
 
 # Between them they have every kernel and layer of ours; compiling the products of all models takes a minute.
-@pytest.mark.parametrize("name", ["cnn", "resnet18", "mobilenet_v2", "vit", "speedrun94"])
+@pytest.mark.parametrize("name", ["cnn", "convnet", "resnet18", "mobilenet_v2", "vit", "convmixer256_8", "speedrun94"])
 def test_hessian_vector_products(name):
     """Forward-over-reverse inside the context is reverse-over-reverse of the normal kernels; the logits agree too."""
     model, given, random = build(name), variables(name), np.random.RandomState(2)

@@ -16,9 +16,9 @@ import cifar_jax as cj
 from tests import made
 
 data = {"train": made.split(32), "test": made.split(16, seed=1)}
-models = {"mlp": {"widths": (8,)}, "resnet18": {"width": 4, "stages": (1,)}, "speedrun94": {"widths": (4, 8)}}
+models = {"cnn": {}, "resnet18": {"width": 4, "stages": (1,)}, "speedrun94": {"widths": (4, 8)}}
 more = {
-    "mlp": {"augment.mixup": 0.2, "augment.brightness": 0.2, "lookahead.steps": 2},
+    "cnn": {"augment.mixup": 0.2, "augment.brightness": 0.2, "lookahead.steps": 2},
     "resnet18": {"average.start_epoch": 1, "sam.rho": 0.05},
     "speedrun94": {"average.decay": 0.9},
 }
@@ -42,7 +42,7 @@ def results():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet18", "speedrun94"])
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "speedrun94"])
 def test_both_dtypes_train_to_the_same_losses(results, name):
     """Another dtype draws other random numbers from the same key, so only the size of the losses is the same."""
     (single, single_dtypes), (double, double_dtypes) = results[f"{name} float32"], results[f"{name} float64"]

@@ -245,11 +245,13 @@ def test_slurm_or_its_library_is_missing(monkeypatch):
         find_engine("slurm")
 
 
-def test_more_processes_than_cores_are_warned_of(recwarn):
+def test_more_processes_than_cores_are_warned_of(recwarn, monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     cores = engines.cores()
     assert find_engine(processes=1) is None
     assert find_engine("local", processes=cores) == Engine("local", cores)
     assert not recwarn.list
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"  # the memory of a GPU is left to the workers
     find_engine(processes=cores + 1)
     assert f"processes={cores + 1} is more than the {cores} cores" in str(recwarn.list[0].message)
 
