@@ -127,6 +127,27 @@ def test_an_augmentation_of_strength_zero_called_by_itself_is_the_identity_too(n
     np.testing.assert_allclose(seen, images(), rtol=0, atol=1e-6)
 
 
+def test_streams_keep_their_numbers():
+    """Another number would draw other images for every stored recipe."""
+    assert {
+        "flip": 0,
+        "alternating_flip": 1,
+        "crop": 2,
+        "rotation": 3,
+        "brightness": 4,
+        "contrast": 5,
+        "saturation": 6,
+        "randaugment": 7,
+        "trivial_augment": 8,
+        "cutout": 9,
+        "inner_cutout": 10,
+        "random_erasing": 11,
+        "mixup": 12,
+        "cutmix": 13,
+    }.items() <= augment.STREAMS.items()
+    assert len(set(augment.STREAMS.values())) == len(augment.STREAMS)
+
+
 def test_a_recipe_without_augmentation_changes_nothing():
     targets = jax.nn.one_hot(jnp.arange(16) % 4, 4)
     seen, same = augment.augment(made.recipe().augment, KEY, images(), targets)
