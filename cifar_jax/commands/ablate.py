@@ -2,8 +2,9 @@
 
     --change='augment.flip=0' --change='model.dropout=0,loss.label_smoothing=0'
 
-Each --change is an arm; its fields are separated by commas, outside brackets. Runs are evaluated on the validation
-split. The same command continues a study that was interrupted; further changes and seeds extend it.
+Each --change is an arm; its fields are separated by commas, outside brackets. Without any, the seeds of the recipe
+alone are trained. Runs are evaluated on the validation split. The same command continues a study that was interrupted;
+further changes and seeds extend it.
 """
 
 import argparse

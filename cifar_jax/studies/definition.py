@@ -70,8 +70,6 @@ def ablation_arms(recipe: Any, changes: Sequence[Mapping[str, Any]]) -> list[Stu
 
     Raises InputError on a field that is unknown or of another type, a change that changes nothing, and equal arms.
     """
-    if not changes:
-        raise InputError("an ablation needs at least one change, such as augment.flip=0")
     for change in changes:
         check_changes(recipe, change)
         if not change or not effective(recipe, change):

@@ -114,6 +114,16 @@ def test_arms_and_seeds_extend_a_study(copied, monkeypatch):
     assert [row.summary.count for row in table.rows] == [3, 3, 3, 3]
 
 
+def test_the_seeds_of_a_recipe_are_a_study_that_changes_extend(tmp_path, monkeypatch):
+    recipe = cj.override(RECIPE, {"epochs": 1})
+    (row,) = ablate(tmp_path, changes=(), seeds=3, recipe=recipe).rows
+    assert (row.name, row.is_base, len(row.folders), row.summary.count) == ("base", True, 3, 3)
+    assert row.summary.mean_interval is not None and row.conclusion is None
+    calls = trained(monkeypatch)
+    assert len(ablate(tmp_path, changes=[{"augment.flip": 0}], seeds=3, recipe=recipe).rows) == 2
+    assert names(calls) == [f"flip=0.0/seed{seed}" for seed in range(3)]
+
+
 def test_a_grid_with_a_further_axis_keeps_the_runs_of_the_old_value(tmp_path, monkeypatch):
     rates, options = [0.02, 0.05], {"folder": tmp_path, "data": DATA, "progress": False, "seeds": 1}
     cj.sweep(RECIPE, {"optimizer.learning_rate": rates}, **options)
@@ -220,7 +230,6 @@ def test_no_run_begins_after_max_hours(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("call", "answer"),
     [
-        ({"changes": []}, "an ablation needs at least one change"),
         ({"changes": [{"augment.flipp": 0}]}, "recipe field 'augment.flipp' is unknown; did you mean 'augment.flip'?"),
         (
             {"changes": [{"model.dropuot": 0}]},
