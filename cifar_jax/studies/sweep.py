@@ -30,9 +30,10 @@ def ablate(
 
         table = cj.ablate("configs/convnet.py", [{"augment.flip": 0}, {"model.dropout": 0}], seeds=8)
 
-    recipe: a recipe, or the file of one. changes: field -> value, dotted or nested; one set for each arm;
-    without any, the seeds of the recipe alone are trained. seeds: their number, from recipe.seed on. folder: that of
-    the study; only a recipe file has a default, studies/<recipe>-ablate. metric and detect are as for `compare`; options are those of `studies.study.Options`, and model=..., loss=... as for `fit`.
+    recipe: a recipe, or the file of one. changes: field -> value, dotted or nested; one set for each arm; without
+    any, the seeds of the recipe alone are trained. seeds: their number, from recipe.seed on. folder: that of
+    the study; only a recipe file has a default, studies/<recipe>-ablate. metric and detect are as for `compare`;
+    options are those of `studies.study.Options`, and model=..., loss=... as for `fit`.
     engine="local", processes=2 or engine="slurm", partition="gpu", time_limit=60: see `studies.engines`.
 
     The same call continues a study that was interrupted; more arms or seeds extend it. Raises InputError where an arm

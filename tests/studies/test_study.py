@@ -118,7 +118,8 @@ def test_the_seeds_of_a_recipe_are_a_study_that_changes_extend(tmp_path, monkeyp
     recipe = cj.override(RECIPE, {"epochs": 1})
     (row,) = ablate(tmp_path, changes=(), seeds=3, recipe=recipe).rows
     assert (row.name, row.is_base, len(row.folders), row.summary.count) == ("base", True, 3, 3)
-    assert row.summary.mean_interval is not None and row.conclusion is None
+    assert row.summary.mean_interval is not None
+    assert row.conclusion is None
     calls = trained(monkeypatch)
     assert len(ablate(tmp_path, changes=[{"augment.flip": 0}], seeds=3, recipe=recipe).rows) == 2
     assert names(calls) == [f"flip=0.0/seed{seed}" for seed in range(3)]
