@@ -100,12 +100,9 @@ class Placement:
             self._kept[key] = self.put(make())
         return self._kept[key]
 
-    def check_memory(self, images: int) -> None:
-        """Raises InputError where images of so many bytes, which stay on each device, do not fit it."""
-        available = device_memory(self.devices[0])
-        if available is not None and images > available:
-            sizes = f"the images take {images / 2**30:.1f} GiB, and the device has {available / 2**30:.1f} GiB"
-            raise InputError(f"{sizes}; use fewer images, or smaller ones (data.image_size for a folder)")
+    def memory(self) -> int | None:
+        """Bytes of one of its devices; None where they are not known."""
+        return device_memory(self.devices[0])
 
     def check(self, field: str, size: int) -> None:
         """Raises InputError unless a batch of `size` splits evenly."""

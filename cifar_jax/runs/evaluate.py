@@ -12,7 +12,7 @@ from cifar_jax.data import arrays
 from cifar_jax.data.external import check_classes, load_labelled
 from cifar_jax.data.load import load_split
 from cifar_jax.errors import InputError
-from cifar_jax.runs import programs
+from cifar_jax.runs import programs, stream
 from cifar_jax.runs.calibration import scale
 from cifar_jax.runs.devices import Placement
 from cifar_jax.runs.log import wait
@@ -61,15 +61,17 @@ def evaluate_and_predict(
     check_predicts(run.recipe, split)
     images, labels, indices = select(run, split, data, data_dir, progress)
     placement = placement or Placement()
-    weights = placement.put(evaluated_weights(run.state))
-    placed = placement.put((images, labels))
-    seen = programs.evaluate(run.recipe, weights, placed, views or run.recipe.evaluation.views, placement.batch)
-    wait(seen)
-    sums, probabilities = jax.device_get(seen)
+    weights, sums, probabilities = placement.put(evaluated_weights(run.state)), None, []
+    chosen = views or run.recipe.evaluation.views
+    for block in stream.blocks(images, labels, run.recipe.evaluation.batch_size, placement):
+        seen = programs.evaluate(run.recipe, weights, placement.put(block), chosen, placement.batch, sums)
+        wait(seen)
+        sums = seen[0]
+        probabilities.append(np.asarray(seen[1], np.float32))
     features = _embeddings(run, images) if embeddings else None
-    found = SplitPredictions(labels, np.asarray(probabilities, np.float32), indices, features)
+    found = SplitPredictions(labels, np.concatenate(probabilities), indices, features)
     name = f"{data} {split}" if isinstance(data, str) else split
-    return summarise(sums, run.classes, name, len(images)), found
+    return summarise(jax.device_get(sums), run.classes, name, len(images)), found
 
 
 def predictions(

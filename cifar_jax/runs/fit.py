@@ -16,7 +16,7 @@ from cifar_jax.data import arrays
 from cifar_jax.data.load import load_splits
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import differences, resolve
-from cifar_jax.runs import pretrained, programs
+from cifar_jax.runs import pretrained, programs, stream
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.devices import Placement, compute_dtype
 from cifar_jax.runs.evaluate import check_predicts, evaluate_and_predict
@@ -192,11 +192,11 @@ def _checked(request: Request) -> tuple[Any, dict[str, arrays.Split], Any, Calla
     recipe = _resolve(request, data, facts)
     placement = request.executor.placement
     placement.check("batch_size", recipe.batch_size)
-    placement.check_memory(sum(split.images.nbytes for name, split in data.items() if name != "test"))
     if share := recipe.selection.share:
         placement.check("batch_size times selection.share", round(recipe.batch_size * share))
     training.check(recipe, context)
-    recipe = resolve(recipe, {"part_steps": _part_steps(request, recipe)})
+    steps, limit = _part_steps(request, recipe), stream.part_limit(recipe, data, placement)
+    recipe = resolve(recipe, {"part_steps": steps if limit is None else min(steps, limit)})
     if request.evaluate:
         check_predicts(recipe, request.evaluate)
     first_state = functools.partial(pretrained.first_state, recipe, request.functions)
@@ -303,7 +303,11 @@ def _place(recipe: Any, data: Mapping[str, arrays.Split], placement: Placement, 
     validation_set = None
     if own or len(held):
         validation_set = put(own or training_set, "validation", slice(None) if own else held)
-    train_set = put(training_set, "train", kept if len(held) else slice(None))
+    train_set: programs.Arrays | stream.Streamed
+    if stream.is_streamed(data, placement):
+        train_set = stream.Streamed(training_set.images, training_set.labels, kept)
+    else:
+        train_set = put(training_set, "train", kept if len(held) else slice(None))
     return Job(recipe, training_set.classes, placement, train_set, validation_set, placement.put(context))
 
 
@@ -318,7 +322,7 @@ def _train(
 ) -> Run:
     """Restores what was saved and runs the loop."""
     recipe, bar = job.recipe, Progress(request.progress)
-    state = job.placement.put(programs.first_state(recipe, job.train_set[0]))
+    state = job.placement.put(programs.first_state(recipe, job.first_images()))
     with contextlib.ExitStack() as stack:
         stack.callback(bar.close)
         loop = Loop(job, request.executor.launch, workdir, None, None, (*callbacks, bar), stoppable)

@@ -17,6 +17,7 @@ from cifar_jax.runs.events import Callback, Event, notify
 from cifar_jax.runs.history import PartialEpoch, check_finite, lines_of
 from cifar_jax.runs.log import MetricsFile, wait
 from cifar_jax.runs.stopping import best_epoch, ended, save_is_due, score
+from cifar_jax.runs.stream import Streamed
 from cifar_jax.runs.workdir import Workdir
 
 
@@ -27,13 +28,17 @@ class Job:
     recipe: Any  # FrozenConfigDict, resolved
     classes: tuple[str, ...]
     placement: Placement
-    train_set: programs.Arrays
+    train_set: programs.Arrays | Streamed
     validation_set: programs.Arrays | None
     context: Any
 
     @property
     def steps(self) -> int:
         return training.steps_per_epoch(self.recipe)
+
+    def first_images(self) -> Any:
+        """The training images, or the first of them, for a model that looks at some before training."""
+        return self.train_set.first() if isinstance(self.train_set, Streamed) else self.train_set[0]
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,10 @@ def launch(job: Job, state: training.TrainState, start: int) -> Chunk:
 
 
 def launch_all(jobs: Sequence[Job], states: Sequence[training.TrainState], start: int, how: str) -> list[Chunk]:
-    """`launch` for runs that share their programs, in one program; `how` is as for `programs.together`."""
+    """`launch` for runs that share their programs, in one program; `how` is as for `programs.together`. Runs on
+    streamed images have a program each, because each has its own order."""
+    if any(isinstance(job.train_set, Streamed) for job in jobs):
+        return [launch_streamed(job, state, start) for job, state in zip(jobs, states, strict=True)]
     job, values = jobs[0], [programs.numbers(job.recipe) for job in jobs]
     recipe, batch = programs.shared(job.recipe), job.placement.batch
     epoch, inside = divmod(start, job.steps)
@@ -61,7 +69,7 @@ def launch_all(jobs: Sequence[Job], states: Sequence[training.TrainState], start
     def call(program: Any, states: Sequence[Any], *shared: Any) -> list[Any]:
         return [program(values[0], states[0], *shared)] if how == "single" else program(values, list(states), *shared)
 
-    if job.recipe.part_steps < job.steps:
+    if inside or job.recipe.part_steps < job.steps:
         count = min(job.recipe.part_steps, job.steps - inside)
         part = programs.part_program(recipe, training.phase_of(job.recipe, epoch), count, batch, how)
         seen: list[tuple[Any, ...]] = [
@@ -76,6 +84,22 @@ def launch_all(jobs: Sequence[Job], states: Sequence[training.TrainState], start
     program = programs.epochs_program(recipe, programs.phases(job.recipe, epoch, last), batch, how)
     results = call(program, states, job.train_set, job.validation_set, job.context)
     return [Chunk(start, last * job.steps, state, (sums, {}, finite)) for state, sums, finite in results]
+
+
+def launch_streamed(job: Job, state: training.TrainState, start: int) -> Chunk:
+    """`launch` where the training images are on the host."""
+    assert isinstance(job.train_set, Streamed)
+    recipe, batch, values = programs.shared(job.recipe), job.placement.batch, programs.numbers(job.recipe)
+    epoch, inside = divmod(start, job.steps)
+    count = min(job.recipe.part_steps, job.steps - inside)
+    images, labels, positions = job.placement.put(job.train_set.batches(job.recipe, epoch, inside, count))
+    part = programs.streamed_program(recipe, training.phase_of(job.recipe, epoch), batch)
+    state, sums, finite = part(values, state, (images, labels), positions, job.context)
+    of_validation = {}
+    if inside + count == job.steps:
+        end = programs.end_program(recipe, batch)
+        state, of_validation, finite = end(values, state, (images, labels), job.validation_set)
+    return Chunk(start, start + count, state, (sums, of_validation, finite))
 
 
 @dataclass(frozen=True)

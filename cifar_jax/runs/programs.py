@@ -55,6 +55,7 @@ UNUSED_FIELDS = {
     "early_stopping.metric": "",
 }
 # What some programs read of a recipe, so that runs share them whose training differs otherwise.
+ORDER_FIELDS = ("data", "batch_size", "seed", "seeds")
 EVALUATION_FIELDS = ("data", "model", "loss", "evaluation", "dtype")
 FIRST_STATE_FIELDS = (
     *("data", "model", "proxy", "selection", "optimizer", "groups", "schedule", "gradient_clip_norm", "average"),
@@ -201,6 +202,29 @@ def part_program(
 
 
 @functools.lru_cache(PROGRAMS)
+def streamed_program(recipe: FrozenConfigDict, phase: training.Phase, batch: NamedSharding | None) -> Any:
+    """(values, state, images and labels of the steps in their order, their positions, context) -> as `part_program`."""
+
+    def part(values: Any, state: training.TrainState, seen: Arrays, positions: jax.Array, context: Any) -> Any:
+        chosen, batches = override(recipe, values), jnp.arange(positions.size).reshape(positions.shape)
+        options = {"phase": phase, "constrain": constraint(batch)[0], "context": context, "positions": positions}
+        state, sums = train_steps(chosen, state, *seen, batches, **options)
+        return state, sums, _finite(chosen, state, seen)
+
+    return jit(part, recipe.dtype, donate_argnums=1)
+
+
+def epoch_order(recipe: Any, epoch: int, count: int) -> jax.Array:
+    """step.order_of_epoch of `count` images."""
+    return _order_program(shared(recipe, ORDER_FIELDS), count)(numbers_read(recipe, ORDER_FIELDS), epoch)
+
+
+@functools.lru_cache(PROGRAMS)
+def _order_program(recipe: FrozenConfigDict, count: int) -> Any:
+    return jit(lambda values, epoch: order_of_epoch(override(recipe, values), epoch, count))
+
+
+@functools.lru_cache(PROGRAMS)
 def end_program(recipe: FrozenConfigDict, batch: NamedSharding | None, how: str = "single") -> Any:
     """(values, state, train_set, validation_set) -> (state, validation sums, finite): what follows the last part of an
     epoch; the state is donated."""
@@ -233,18 +257,20 @@ def _finite(recipe: Any, state: training.TrainState, data: Arrays) -> jax.Array:
     return jnp.isfinite(evaluation.logits(recipe, evaluated_weights(state), data[0][: recipe.batch_size])).all()
 
 
-def evaluate(recipe: Any, weights: Any, data: Arrays, views: str, batch: NamedSharding | None) -> Any:
-    """evaluation.sums_and_probabilities of a split."""
+def evaluate(
+    recipe: Any, weights: Any, data: Arrays, views: str, batch: NamedSharding | None, before: Any = None
+) -> Any:
+    """evaluation.sums_and_probabilities of a split; `before` are the sums of the images before these."""
     program = _evaluation_program(shared(recipe, EVALUATION_FIELDS), views, batch)
-    return program(numbers_read(recipe, EVALUATION_FIELDS), weights, *data)
+    return program(numbers_read(recipe, EVALUATION_FIELDS), weights, *data, before)
 
 
 @functools.lru_cache(PROGRAMS)
 def _evaluation_program(recipe: FrozenConfigDict, views: str, batch: NamedSharding | None) -> Any:
     constrain, devices = constraint(batch)
 
-    def seen(values: Any, weights: Any, images: jax.Array, labels: jax.Array) -> Any:
-        options: dict[str, Any] = {"constrain": constrain, "devices": devices}
+    def seen(values: Any, weights: Any, images: jax.Array, labels: jax.Array, before: Any) -> Any:
+        options: dict[str, Any] = {"constrain": constrain, "devices": devices, "before": before}
         return evaluation.sums_and_probabilities(override(recipe, values), weights, images, labels, views, **options)
 
     return jit(seen, recipe.dtype)

@@ -21,6 +21,7 @@ import jax
 
 from cifar_jax import training
 from cifar_jax.errors import InputError, nearest
+from cifar_jax.recipe import override
 from cifar_jax.runs import programs
 from cifar_jax.runs.devices import Placement
 from cifar_jax.runs.log import wait
@@ -189,6 +190,7 @@ def time_steps(
 ) -> tuple[float, float]:
     """(seconds of the first call beyond a later one, which is mostly compiling; seconds of a step and run), from twice
     MEASURED_STEPS steps of `count` runs; `how` is as for `programs.together`."""
+    recipe = override(recipe, {"data.train_count": min(recipe.data.train_count, len(train_set[0]))})
     steps = min(MEASURED_STEPS, training.steps_per_epoch(recipe))
     shared, values = programs.shared(recipe), programs.numbers(recipe)
     program = programs.part_program(shared, training.phase_of(recipe, 0), steps, None, how)

@@ -23,6 +23,7 @@ from cifar_jax.data import arrays
 from cifar_jax.data.load import load_split
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import from_json
+from cifar_jax.runs import stream
 from cifar_jax.runs.fit import check, fit
 from cifar_jax.runs.light import finish_lightening, lighten
 from cifar_jax.runs.loop import Executor
@@ -141,9 +142,11 @@ class Study:
         return plan.estimate(runs, recipes, finished, *self._measured(), self.options.light)
 
     def _measured(self) -> tuple[Any, Any]:
-        """The training images and the context on a device, for a measurement; nothing is held out."""
-        place = execution.placements("auto")[0]
-        return place.put((self.data["train"].images, self.data["train"].labels)), place.put(self.context)
+        """The training images and the context on a device, for a measurement; nothing is held out, and of images that
+        do not fit it only the first are there."""
+        place, split = execution.placements("auto")[0], self.data["train"]
+        count = stream.FIRST if stream.is_streamed(self.data, place) else None
+        return place.put((split.images[:count], split.labels[:count])), place.put(self.context)
 
     def train(self) -> int:
         """Trains what is missing. A run that fails is recorded, and the others go on. 0, or an exit code where workers

@@ -64,13 +64,14 @@ def sums_and_probabilities(
     *,
     constrain: Callable[[Any], Any] = lambda batch: batch,
     devices: int = 1,
+    before: dict[str, Array] | None = None,
 ) -> tuple[dict[str, Array], Array]:
     """Sums over images uint8 [N, H, W, C] and labels int32 [N], in batches of evaluation.batch_size, and the
     probabilities of each image, [N, C]. The sums:
 
     loss_sum (the recipe's loss), top5, confusion int32 [C, C] by (true, predicted), and calibration [15, 3]: images,
     summed confidence and correct answers in each bin of the highest probability. `constrain` places a batch on so many
-    `devices`.
+    `devices`; `before` are the sums that these are added to.
     """
     count, classes = len(images), recipe.data.num_classes
     size = -(-min(recipe.evaluation.batch_size, count) // devices) * devices  # splits evenly over the devices
@@ -90,7 +91,7 @@ def sums_and_probabilities(
         "confusion": jnp.zeros((classes, classes), jnp.int32),
         "calibration": jnp.zeros((CALIBRATION_BINS, 3), at_least_float32(recipe.dtype)),
     }
-    total, probabilities = jax.lax.scan(body, start, batches)
+    total, probabilities = jax.lax.scan(body, before or start, batches)
     return total, probabilities.reshape(-1, classes)[:count]
 
 

@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from cifar_jax.errors import InputError
 from cifar_jax.models import MODELS
 from cifar_jax.models.kernels import at_least_float32
 from cifar_jax.recipe import build
@@ -97,14 +98,21 @@ def prepare(recipe: Recipe, state: TrainState, images: Array) -> TrainState:
     """The first state, with what the model computes from the training images, uint8 [N, H, W, C], before training.
 
     A model with a method `prepare(batch_stats, images)` is asked; `images(n)` gives it the first n as its inputs.
+    Raises InputError where `images` are only the first of the data set, and the model asks for more.
     """
 
     def prepared(section: str, batch_stats: Any) -> Any:
         module = model(recipe, section)
         if not hasattr(module, "prepare"):
             return batch_stats
-        first = lambda count: images[:count].astype(at_least_float32(recipe.dtype)) / 255
-        return module.prepare(batch_stats, lambda count: model_inputs(recipe, first(count)))
+
+        def first(count: int) -> Array:
+            if len(images) < min(count, recipe.data.train_count):
+                what = f"the model asks for {count} images before training"
+                raise InputError(f"{what}, and of images that do not fit the device it gets {len(images)}")
+            return model_inputs(recipe, images[:count].astype(at_least_float32(recipe.dtype)) / 255)
+
+        return module.prepare(batch_stats, first)
 
     batch_stats, average, proxy = prepared("model", state.batch_stats), state.average, state.proxy
     if average:

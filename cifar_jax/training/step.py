@@ -104,19 +104,22 @@ def train_steps(
     phase: Phase = TRAIN_ALL,
     constrain: Constrain = identity,
     context: Any = None,
+    positions: Array | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """A step for each row of `batches`, int32 [steps, B]: positions in images uint8 [N, H, W, C] and labels int32 [N].
+    Where these are not the whole data set, `positions` are those in it, of the same shape.
 
     Returns the state and train_step's sums, each [steps].
     """
 
-    def body(state, chosen):
+    def body(state, rows):
+        chosen, known = rows if positions is not None else (rows, rows)
         epoch = state.step // steps_per_epoch(recipe)
-        seen, answers, positions = constrain((images[chosen], labels[chosen], chosen))
-        batch = Batch(seen, answers, positions, epoch)
+        seen, answers, places = constrain((images[chosen], labels[chosen], known))
+        batch = Batch(seen, answers, places, epoch)
         return train_step(recipe, state, batch, phase=phase, constrain=constrain, context=context)
 
-    return jax.lax.scan(body, state, batches)
+    return jax.lax.scan(body, state, batches if positions is None else (batches, positions))
 
 
 def train_epoch(
