@@ -1,6 +1,7 @@
 """Runs an hour: a study of ours, a loop of our processes, and a loop of PyTorch trainings, in turns.
 
     python benchmarks/studies.py --torch-python=PATH     # CIFAR-10; without PATH there is no PyTorch
+    python benchmarks/studies.py --config=configs/quickstart.py --epochs=20    # runs of a second, on the digits
     python benchmarks/studies.py --smoke                 # the quickstart, two runs: finds errors, measures nothing
 
 study        launch.py ablate: two arms that differ in the learning rate, --seeds seeds each
@@ -10,7 +11,8 @@ torch        torch_runs.py: as many trainings in one process; the network and th
 
 Each turn is a whole command in a new folder, imports and reading of the data included; compiled programs are in the
 cache, as they are from the second study of a recipe on. The recipe is configs/cnn.py, narrow and for one epoch: a short
-run, in which what surrounds the training counts. --epochs and --config.FIELD=VALUE change it. Writes studies.json.
+run, in which what surrounds the training counts. --config, --epochs and --config.FIELD=VALUE change it. Writes
+studies_RECIPE.json.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from measuring import commit, machine, ratio, recipe_fields, spread, turns
 from worker import HERE
 
 sys.path.insert(0, str(HERE.parent))
+CONFIG = "configs/cnn.py"
 NARROW = {"model.width": 8, "model.hidden": 64, "data.validation": 5000}
 CHANGE = "optimizer.learning_rate=0.003"
 
@@ -37,13 +40,15 @@ def main() -> int:
     arguments, fields = recipe_fields(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-python", help="the Python of an environment with torch and numpy")
+    parser.add_argument("--config", default=CONFIG, help=f"the recipe; {CONFIG}, narrow")
     parser.add_argument("--seeds", type=int, default=4, help="of each of the two arms")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2, help="passes there and back: twice as many turns of each side")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the result")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args(arguments)
-    config, changes = "configs/cnn.py", {**NARROW, "epochs": options.epochs, **fields}
+    config = options.config
+    changes = {**(NARROW if config == CONFIG else {}), "epochs": options.epochs, **fields}
     if options.smoke:
         options.seeds, config, changes = 1, "configs/quickstart.py", {"epochs": 1}
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +56,7 @@ def main() -> int:
     print(json.dumps(result, indent=1))
     if not options.smoke:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "studies.json").write_text(json.dumps(result, indent=1) + "\n")
+        (options.out / f"studies_{Path(config).stem}.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
