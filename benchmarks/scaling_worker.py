@@ -82,7 +82,8 @@ class Programs:
             return Split(images, labels, classes, "made", "made", name)
 
         model = {"name": "cnn", "width": 4, "kernel_size": 3, "hidden": 8}
-        recipe = cj.load_recipe("configs/cnn.py", {"model": model, "batch_size": 16, "epochs": epochs})
+        fields = {"model": model, "batch_size": 16, "epochs": epochs, "checkpoint.every_epochs": 1}
+        recipe = cj.load_recipe("configs/cnn.py", fields)
         with tempfile.TemporaryDirectory() as folder, Sampler(Path(folder) / "run" / "metrics.jsonl") as sampler:
             cj.fit(recipe, Path(folder) / "run", data={name: made(name) for name in ("train", "test")}, progress=False)
         return {"samples": sampler.samples}

@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
             "augment": {  # strength 0 is off; they run in this order, on images in 0..1
                 "flip": 0.0,  # probability of mirroring an image
                 "alternating_flip": 0,  # 1 mirrors half of the images in even epochs, the other half in odd ones
+                "vertical_flip": 0.0,  # probability of turning an image upside down
                 "crop": 0,  # largest shift, pixels
                 "rotation": 0.0,  # largest angle, degrees
                 "brightness": 0.0,  # s: factor in 1 - s..1 + s
@@ -94,12 +95,12 @@ def get_config() -> ConfigDict:
                 "metric": "validation_accuracy",  # or validation_loss
             },
             "checkpoint": {
-                "every_epochs": 1,  # epochs between two saves
+                "every_epochs": 0,  # epochs between two saves; 0: after an epoch, 10 s or more after the last save
                 "every_minutes": 2.0,  # and inside a long epoch, at the end of a part: minutes since the last save
             },
             "evaluation": {
                 "batch_size": 1000,  # images; changes no result
-                "views": "one",  # of cifar_jax.training.augment.VIEWS, averaged: one, mirror, mirror_shift
+                "views": "one",  # of cifar_jax.training.augment.VIEWS, averaged: one, mirror, flips, mirror_shift
             },
         }
     )

@@ -22,6 +22,7 @@ from cifar_jax.training.augment import AUGMENTATIONS, MIXTURES, augment
 STRENGTHS = {
     "flip": (0.25, 0.5, 1.0),
     "alternating_flip": (1, 1, 1),
+    "vertical_flip": (0.25, 0.5, 1.0),
     "crop": (2, 4, 8),
     "rotation": (10.0, 30.0, 90.0),
     "brightness": (0.2, 0.5, 1.0),

@@ -48,6 +48,7 @@ def recipe(changes: Mapping[str, Any] | None = None, **more: Any) -> FrozenConfi
             "epochs": 4,
             "batch_size": 8,
             "evaluation.batch_size": 16,
+            "checkpoint.every_epochs": 1,
         },
     )
     return resolved(base, {**(changes or {}), **more})

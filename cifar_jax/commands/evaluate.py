@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="tell the split from a data set, a folder of images, or noise; may be repeated",
     )
-    parser.add_argument("--views", help="one, mirror or mirror_shift; the recipe's if not given")
+    parser.add_argument("--views", help="one, mirror, flips or mirror_shift; the recipe's if not given")
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
     parser.add_argument(
         "--save_predictions",

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=3, help="most probable classes of each image; 3")
     parser.add_argument("--format", help="table, jsonl or csv; that of the name of --out, else table")
     parser.add_argument("--threshold", type=float, default=0.0, metavar="P", help="images below it are 'unsure'; 0")
-    parser.add_argument("--views", help="one, mirror or mirror_shift; the recipe's if not given")
+    parser.add_argument("--views", help="one, mirror, flips or mirror_shift; the recipe's if not given")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the rows there; to standard output if not given"
     )

@@ -16,7 +16,7 @@ from cifar_jax.runs.devices import Placement
 from cifar_jax.runs.events import Callback, Event, notify
 from cifar_jax.runs.history import PartialEpoch, check_finite, lines_of
 from cifar_jax.runs.log import MetricsFile, wait
-from cifar_jax.runs.stopping import best_epoch, ended, save_is_due, score
+from cifar_jax.runs.stopping import best_epoch, ended, may_save, save_is_due, score
 from cifar_jax.runs.stream import Streamed
 from cifar_jax.runs.workdir import Workdir
 
@@ -140,19 +140,21 @@ class Loop:
         while running:
             chunk = running
             waits = bool(recipe.early_stopping.patience) or self.stoppable or self.stopping
-            save = self.checkpoints is not None and self._is_due(chunk)
+            may_save = self.checkpoints is not None and self._may_save(chunk)
             # Donation gives the state's buffers to the next chunk: what is kept is copied first.
-            snapshot = programs.copy()(chunk.state) if save or waits else None
+            snapshot = programs.copy()(chunk.state) if may_save or waits else None
             running = None if waits or chunk.end == total else self.launch(self.job, chunk.state, chunk.end)
             wait(chunk.results, refresh)
             seconds, clock = time.perf_counter() - clock, time.perf_counter()
             lines = self._read(chunk, seconds)
             value = score(recipe, lines[-1]) if lines else None
-            improved = value is not None and best_epoch(recipe, self.history) * self.job.steps == chunk.end
-            if recipe.early_stopping.patience and improved:
+            improved = bool(recipe.early_stopping.patience and value is not None)
+            improved = improved and best_epoch(recipe, self.history) * self.job.steps == chunk.end
+            if improved:
                 self.best = snapshot
             self._tell(lines, chunk.end, snapshot)
-            if save or (snapshot is not None and (improved or self._is_over(chunk.end))):
+            due = may_save and self._is_due(chunk)
+            if due or (snapshot is not None and (improved or self._is_over(chunk.end))):
                 self._save(chunk.end, snapshot, value)
             state = chunk.state
             if waits:
@@ -165,11 +167,17 @@ class Loop:
         epoch, inside = divmod(step, self.job.steps)
         return self.stopping or (not inside and ended(self.job.recipe, self.history, epoch))
 
+    def _may_save(self, chunk: Chunk) -> bool:
+        """Whether a checkpoint may belong after a chunk, which then leaves a copy of its state."""
+        steps = self.job.steps
+        return bool(chunk.end % steps) or may_save(self.job.recipe, chunk.start // steps, chunk.end // steps)
+
     def _is_due(self, chunk: Chunk) -> bool:
-        """Whether a checkpoint belongs after a chunk: by epochs, or inside an epoch by minutes."""
+        """Whether a checkpoint belongs after a chunk that is computed and may be saved."""
+        recipe, seconds = self.job.recipe, time.monotonic() - self.saved_at
         if chunk.end % self.job.steps:
-            return time.monotonic() - self.saved_at >= 60 * self.job.recipe.checkpoint.every_minutes
-        return save_is_due(self.job.recipe, chunk.start // self.job.steps, chunk.end // self.job.steps)
+            return seconds >= 60 * recipe.checkpoint.every_minutes
+        return save_is_due(recipe, chunk.end // self.job.steps, seconds)
 
     def _read(self, chunk: Chunk, seconds: float) -> list[dict[str, Any]]:
         """The new lines of a chunk whose results are there. Raises InputError where the loss is not finite."""

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+SAVE_SECONDS = 10.0  # at least so long between two saves at the ends of epochs, where checkpoint.every_epochs is 0
+
 
 def score(recipe: Any, line: dict[str, Any]) -> float | None:
     """What early stopping and the best checkpoint compare, larger is better; None without a validation split."""
@@ -21,7 +23,13 @@ def ended(recipe: Any, history: list[dict[str, Any]], epoch: int) -> bool:
     return epoch >= recipe.epochs or bool(patience and epoch and epoch - best_epoch(recipe, history) >= patience)
 
 
-def save_is_due(recipe: Any, start: int, end: int) -> bool:
-    """Whether a checkpoint belongs after the epochs start..end."""
+def may_save(recipe: Any, start: int, end: int) -> bool:
+    """Whether a checkpoint may belong after the epochs start..end; where the time decides, `save_is_due` knows."""
     every = recipe.checkpoint.every_epochs
-    return end // every > start // every or end == recipe.epochs
+    return not every or end // every > start // every or end == recipe.epochs
+
+
+def save_is_due(recipe: Any, end: int, seconds: float) -> bool:
+    """Whether a checkpoint belongs after the epoch `end`, after which it may be saved, so long after the last one. A
+    save takes 0.2 s with a small model, which made up most of a short run when every epoch was saved."""
+    return bool(recipe.checkpoint.every_epochs) or end == recipe.epochs or seconds >= SAVE_SECONDS

@@ -36,6 +36,12 @@ def alternating_flip(key: Array, images: Array, on: int, index: Array, epoch: Ar
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
+def vertical_flip(key: Array, images: Array, probability: float) -> Array:
+    """Mirrors each image top to bottom with that probability."""
+    mirrored = jax.random.bernoulli(key, probability, images.shape[:1])
+    return jnp.where(mirrored[:, None, None, None], images[:, ::-1], images)
+
+
 def crop(key: Array, images: Array, pixels: int) -> Array:
     """Shifts each image by -pixels..pixels along both axes; what enters is the image reflected at its border."""
     batch, height, width, _ = images.shape
@@ -192,6 +198,7 @@ def cutmix(key: Array, images: Array, alpha: float, targets: Array) -> tuple[Arr
 AUGMENTATIONS: dict[str, Callable[..., Array]] = {
     "flip": flip,  # probability, 0 to 1
     "alternating_flip": alternating_flip,  # 0 or 1
+    "vertical_flip": vertical_flip,  # probability, 0 to 1
     "crop": crop,  # pixels
     "rotation": rotation,  # degrees
     "brightness": brightness,  # factor - 1
@@ -225,6 +232,7 @@ STREAMS = {
     "random_erasing": 11,
     "mixup": 12,
     "cutmix": 13,
+    "vertical_flip": 14,
 }
 
 
@@ -259,6 +267,10 @@ def _mirrored(images: Array) -> Array:
     return images[:, :, ::-1]
 
 
+def _upside_down(images: Array) -> Array:
+    return images[:, ::-1]
+
+
 def views(name: str) -> list[tuple[float, Callable[[Array], Array]]]:
     """The views of that name, each with its weight. Raises InputError on an unknown name."""
     if name not in VIEWS:
@@ -270,6 +282,12 @@ def views(name: str) -> list[tuple[float, Callable[[Array], Array]]]:
 VIEWS: dict[str, list[tuple[float, Callable[[Array], Array]]]] = {
     "one": [(1.0, lambda images: images)],
     "mirror": [(0.5, lambda images: images), (0.5, _mirrored)],
+    "flips": [  # for images without an upper side
+        (0.25, lambda images: images),
+        (0.25, _mirrored),
+        (0.25, _upside_down),
+        (0.25, lambda images: _mirrored(_upside_down(images))),
+    ],
     "mirror_shift": [  # the six views of airbench (Jordan 2024, section 3.5)
         (0.25, lambda images: images),
         (0.25, _mirrored),

@@ -182,6 +182,7 @@ RANGES: list[tuple[str, float, float]] = [  # field, least, most
     ("loss.gamma", 0, float("inf")),
     ("augment.flip", 0, 1),
     ("augment.alternating_flip", 0, 1),
+    ("augment.vertical_flip", 0, 1),
     ("augment.crop", 0, float("inf")),
     ("augment.rotation", 0, 180),
     ("augment.brightness", 0, 1),
@@ -203,7 +204,7 @@ RANGES: list[tuple[str, float, float]] = [  # field, least, most
     ("selection.share", 0, 1),
     ("selection.every", 1, float("inf")),
     ("early_stopping.patience", 0, float("inf")),
-    ("checkpoint.every_epochs", 1, float("inf")),
+    ("checkpoint.every_epochs", 0, float("inf")),
     ("checkpoint.every_minutes", 0, float("inf")),
     ("evaluation.batch_size", 1, float("inf")),
 ]

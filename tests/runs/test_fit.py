@@ -15,8 +15,9 @@ from sklearn.utils.class_weight import compute_class_weight
 import cifar_jax as cj
 from cifar_jax import training
 from cifar_jax.recipe import flatten
-from cifar_jax.runs import devices, loop, programs
+from cifar_jax.runs import devices, loop, programs, stopping
 from cifar_jax.runs import fit as fitting
+from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.workdir import load_classifier
 from tests import made
 
@@ -214,6 +215,21 @@ def test_a_run_resumes_inside_an_epoch(later, tmp_path):
     same(resumed, whole)
     assert [line["train_loss"] for line in resumed.history] == [line["train_loss"] for line in whole.history]
     assert [line["train_accuracy"] for line in resumed.history] == [line["train_accuracy"] for line in whole.history]
+
+
+@pytest.mark.parametrize(
+    ("every_epochs", "seconds", "expected"),
+    [(0, 1e9, [12]), (0, 0.0, [4, 8, 12]), (1, 1e9, [4, 8, 12]), (2, 0.0, [8, 12])],
+)
+def test_epochs_are_saved_by_time_or_by_their_number(every_epochs, seconds, expected, monkeypatch, tmp_path):
+    """A save costs more than a short epoch: by default there are seconds between two, and one at the end."""
+    saved, save = [], Checkpoints.save
+    recorded = lambda self, step, *rest, **more: saved.append(step) or save(self, step, *rest, **more)
+    monkeypatch.setattr(Checkpoints, "save", recorded)
+    monkeypatch.setattr(stopping, "SAVE_SECONDS", seconds)
+    run = fit(tmp_path, {"checkpoint.every_epochs": every_epochs}, evaluate=None)
+    assert saved == expected
+    same(cj.load_run(tmp_path), run)
 
 
 def test_long_epochs_are_split_evenly_by_their_cost(monkeypatch):

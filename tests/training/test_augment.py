@@ -21,6 +21,7 @@ KEY = jax.random.key(7)
 STRENGTHS = {  # two of each; both leave some image other than it was
     "flip": (0.5, 1.0),
     "alternating_flip": (1, 1),
+    "vertical_flip": (0.5, 1.0),
     "crop": (1, 3),
     "rotation": (5.0, 180.0),
     "brightness": (0.1, 1.0),
@@ -34,6 +35,7 @@ STRENGTHS = {  # two of each; both leave some image other than it was
     "mixup": (0.2, 1.0),
     "cutmix": (0.2, 1.0),
 }
+ALWAYS = {("flip", 1.0), ("vertical_flip", 1.0)}  # do the same to every image
 CASES = [(name, strength) for name, both in STRENGTHS.items() for strength in sorted(set(both))]
 TARGETS = jax.nn.one_hot(jnp.arange(16) % 4, 4)
 GIVEN = {"index": jnp.arange(16), "epoch": jnp.int32(0), "coin": jax.random.key(3), "mean": (0.2, 0.4, 0.6)}
@@ -92,7 +94,7 @@ def test_an_augmentation_depends_on_its_key_only(name, strength):
     once, again = run(name, strength), run(name, strength)
     made.assert_same(once, again)
     other = run(name, strength, key=jax.random.key(8))[0]
-    assert np.any(once[0] != other) == ((name, strength) not in {("flip", 1.0), ("alternating_flip", 1)})
+    assert np.any(once[0] != other) == ((name, strength) not in {*ALWAYS, ("alternating_flip", 1)})
 
 
 @pytest.mark.parametrize(("name", "strength"), CASES)
@@ -100,7 +102,7 @@ def test_images_are_treated_differently_and_only_mixtures_change_the_targets(nam
     same = jnp.tile(images(1), (16, 1, 1, 1))
     seen = same if name in MIXTURES else run(name, strength, same)[0]
     distinct = len({np.asarray(image).tobytes() for image in seen})
-    assert distinct == 1 if name in MIXTURES or (name, strength) == ("flip", 1.0) else distinct > 1
+    assert distinct == 1 if name in MIXTURES or (name, strength) in ALWAYS else distinct > 1
     _, targets = run(name, strength)
     if name in MIXTURES:
         assert len({float(row.max()) for row in targets}) > 3  # a share of its own for each image
@@ -144,6 +146,7 @@ def test_streams_keep_their_numbers():
         "random_erasing": 11,
         "mixup": 12,
         "cutmix": 13,
+        "vertical_flip": 14,
     }.items() <= augment.STREAMS.items()
     assert len(set(augment.STREAMS.values())) == len(augment.STREAMS)
 
@@ -155,19 +158,29 @@ def test_a_recipe_without_augmentation_changes_nothing():
     np.testing.assert_array_equal(same, targets)
 
 
-def test_flip_mirrors_whole_images_and_twice_is_the_identity():
+@pytest.mark.parametrize(("flip", "axis"), [(augment.flip, 2), (augment.vertical_flip, 1)])
+def test_flips_mirror_whole_images_and_twice_is_the_identity(flip, axis):
     before = images()
-    mirrored = augment.flip(KEY, before, 1.0)
-    np.testing.assert_array_equal(mirrored, np.asarray(before)[:, :, ::-1])
-    np.testing.assert_array_equal(augment.flip(KEY, mirrored, 1.0), before)
-    half = augment.flip(KEY, before, 0.5)
-    np.testing.assert_array_equal(augment.flip(KEY, half, 0.5), before)
+    mirrored = flip(KEY, before, 1.0)
+    np.testing.assert_array_equal(mirrored, np.flip(before, axis))
+    np.testing.assert_array_equal(flip(KEY, mirrored, 1.0), before)
+    half = flip(KEY, before, 0.5)
+    np.testing.assert_array_equal(flip(KEY, half, 0.5), before)
 
 
+def test_the_two_flips_are_drawn_apart():
+    same = jnp.tile(images(1), (400, 1, 1, 1))
+    both = augment.augment(section(flip=0.5, vertical_flip=0.5), KEY, same, jnp.zeros((400, 4)), **GIVEN)[0]
+    counts = np.unique(np.asarray(both).reshape(400, -1), axis=0, return_counts=True)[1]
+    assert len(counts) == 4
+    assert np.sum((counts - 100) ** 2 / 100) < 16.3  # chi-squared with 3 degrees of freedom: p = 0.001
+
+
+@pytest.mark.parametrize("flip", [augment.flip, augment.vertical_flip])
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
-def test_flip_mirrors_each_image_on_its_own_with_its_probability(probability):
-    before = jnp.tile(images(1, 1, 2), (4000, 1, 1, 1))
-    mirrored = np.asarray(augment.flip(KEY, before, probability) != before).any((1, 2, 3))
+def test_flips_mirror_each_image_on_its_own_with_their_probability(flip, probability):
+    before = jnp.tile(images(1, 2, 2), (4000, 1, 1, 1))
+    mirrored = np.asarray(flip(KEY, before, probability) != before).any((1, 2, 3))
     assert abs(mirrored.mean() - probability) < 4 * np.sqrt(probability * (1 - probability) / 4000)
     repeats = np.mean(mirrored[1:] == mirrored[:-1])  # neighbours agree as often as independent draws do
     assert abs(repeats - (probability**2 + (1 - probability) ** 2)) < 4 * 0.5 / np.sqrt(3999)
@@ -517,6 +530,7 @@ def numpy_views(batch):
     return {
         "one": [(1, batch)],
         "mirror": [(1 / 2, batch), (1 / 2, mirror(batch))],
+        "flips": [(1 / 4, view) for x in (batch, batch[:, ::-1]) for view in (x, mirror(x))],
         "mirror_shift": [
             (1 / 4, batch),
             (1 / 4, mirror(batch)),

@@ -99,7 +99,7 @@ def test_sums_of_a_network_do_not_depend_on_the_batch_size():
     assert_sums(parts, whole)
 
 
-@pytest.mark.parametrize("views", ["mirror", "mirror_shift"])
+@pytest.mark.parametrize("views", ["mirror", "flips", "mirror_shift"])
 def test_views_average_logits(views):
     images, labels = random_images()
     tall = np.concatenate([images, images[:, :, ::-1]], 1)  # a second row, which a shift brings to the first
@@ -117,6 +117,9 @@ def test_views_average_logits(views):
     up, down = square(pad[:, :-2, :-2]), square(pad[:, 2:, 2:])
     plain = square(x)
     expected = (plain + plain[:, ::-1]) / 2
+    if views == "flips":
+        below = x[:, 1] ** 2
+        expected = expected / 2 + (below + below[:, ::-1]) / 4
     if views == "mirror_shift":
         expected = expected / 2 + (up + up[:, ::-1] + down + down[:, ::-1]) / 8
     expected = expected + np.arange(CLASSES) / 3

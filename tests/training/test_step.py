@@ -324,7 +324,7 @@ BAD = [  # changes, what the answer must say
     ({"objective.name": "classificatoin"}, "objective 'classificatoin' is unknown; did you mean 'classification'"),
     ({"objective.name": "distillation"}, "objective 'distillation' needs a teacher; set objective.teacher"),
     ({"early_stopping.metric": "accuracy"}, "early_stopping.metric is 'accuracy'; it must be 'validation_accuracy' or"),
-    ({"checkpoint.every_epochs": 0}, "'checkpoint.every_epochs' is 0; it must be at least 1"),
+    ({"checkpoint.every_epochs": -1}, "'checkpoint.every_epochs' is -1; it must be at least 0"),
     ({"evaluation.batch_size": 0}, "'evaluation.batch_size' is 0; it must be at least 1"),
     ({"evaluation.views": "miror"}, "views 'miror' are unknown; did you mean 'mirror'"),
     ({"model.name": "cn"}, "model 'cn' is unknown; did you mean 'cnn'"),
