@@ -27,7 +27,7 @@ PACKAGES: dict[str, list[str]] = {
     ],
     "runs": [
         "source", "files", "fingerprint", "events", "checkpoint", "devices", "recipes", "functions", "log", "programs",
-        "stream",
+        "stream", "identity",
         "describe", "history", "stopping", "calibration", "thresholds", "classifier", "archive", "environment",
         "workdir", "light", "evaluate", "calibrate", "robustness", "teacher", "pretrained", "loop", "fit",
     ],

@@ -93,7 +93,7 @@ def list_runs(folder: Path) -> list[list[str]]:
 
     Raises InputError where the folder holds no run. A run that cannot be read is left out with a warning.
     """
-    from cifar_jax.runs.workdir import FREE_FIELDS
+    from cifar_jax.runs.identity import FREE_FIELDS
 
     found = {}
     for path in sorted(file.parent for file in folder.glob("**/run.json")):
@@ -115,6 +115,7 @@ def list_runs(folder: Path) -> list[list[str]]:
 def read_run(workdir: Path) -> tuple[str, str, dict[str, Any]]:
     """Status, accuracy and recipe fields of a run. Raises InputError where its files are damaged."""
     from cifar_jax.recipe import flatten, to_json
+    from cifar_jax.runs.identity import LATER_FIELDS
     from cifar_jax.runs.recipes import read_recipe
     from cifar_jax.runs.workdir import read_evaluation, read_record
 
@@ -123,4 +124,4 @@ def read_run(workdir: Path) -> tuple[str, str, dict[str, Any]]:
     seen = read_evaluation(workdir, "test") or read_evaluation(workdir, "validation")
     status = record["reason"] if record["complete"] else f"not complete, step {record['step']}"
     accuracy = f"{seen.split} {seen.accuracy:.2%}" if seen else ""
-    return status, accuracy, flatten(to_json(read_recipe(workdir / "recipe.json")))
+    return status, accuracy, LATER_FIELDS | flatten(to_json(read_recipe(workdir / "recipe.json")))

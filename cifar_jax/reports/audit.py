@@ -30,8 +30,9 @@ from cifar_jax.runs.classifier import Classifier
 from cifar_jax.runs.events import Callback
 from cifar_jax.runs.files import read_json, unsealed, write_arrays, write_bytes, write_sealed
 from cifar_jax.runs.fit import FUNCTIONS
+from cifar_jax.runs.identity import fixed_fields, identifying
 from cifar_jax.runs.recipes import load_recipe
-from cifar_jax.runs.workdir import fixed_fields, locked
+from cifar_jax.runs.workdir import locked
 
 FOLDS = 5
 FORMAT = 1
@@ -127,8 +128,8 @@ def claim(folder: Path, recipe: Any, folds: int, splits: Mapping[str, arrays.Spl
     stored = unsealed(read_json(path))
     if stored is None:
         raise InputError(f"{path} is damaged; audit in another folder, or remove this one")
-    parts = ("folds", "recipe")
-    if changed := differences(*({name: record[name] for name in parts} for record in (stored, wanted))):
+    parts = [{"folds": each["folds"], "recipe": identifying(each["recipe"])} for each in (stored, wanted)]
+    if changed := differences(*parts):
         raise InputError(f"'{folder}' holds another audit ({'; '.join(changed)}); name another folder")
     if stored["data"].get("train") != wanted["data"]["train"]:
         raise InputError(f"'{folder}' holds an audit of other training images or labels; name another folder")

@@ -24,18 +24,17 @@ from cifar_jax.runs.events import Callback
 from cifar_jax.runs.fingerprint import data_digest, fingerprint
 from cifar_jax.runs.functions import with_functions
 from cifar_jax.runs.history import PartialEpoch
+from cifar_jax.runs.identity import Identity, fixed_fields
 from cifar_jax.runs.log import MetricsFile, Progress
 from cifar_jax.runs.loop import Executor, Job, Loop
 from cifar_jax.runs.recipes import read_recipe
 from cifar_jax.runs.teacher import load_teacher
 from cifar_jax.runs.workdir import (
     EVALUATIONS,
-    Identity,
     Run,
     Workdir,
     check_functions,
     damage_of,
-    fixed_fields,
     load_run,
     locked,
     read_evaluation,
@@ -328,7 +327,7 @@ def _train(
         loop = Loop(job, request.executor.launch, workdir, None, None, (*callbacks, bar), stoppable)
         restored = None
         if workdir:
-            identity = workdir.identity.digests()
+            identity = workdir.digests()
             loop.checkpoints = stack.enter_context(Checkpoints(workdir.path / "checkpoints", identity=identity))
             restored = loop.checkpoints.restore(state)
             loop.log = MetricsFile(workdir.path / "metrics.jsonl")

@@ -25,14 +25,13 @@ from ml_collections import FrozenConfigDict
 
 from cifar_jax import training
 from cifar_jax.errors import InputError
-from cifar_jax.recipe import differences, flatten, to_json
+from cifar_jax.recipe import differences, to_json
 from cifar_jax.runs.archive import is_archive, read_archive
 from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.classifier import Classifier
 from cifar_jax.runs.environment import environment
 from cifar_jax.runs.files import (
     digest_of_file,
-    digest_of_json,
     read_json,
     unsealed,
     write_arrays,
@@ -41,20 +40,13 @@ from cifar_jax.runs.files import (
 )
 from cifar_jax.runs.fingerprint import differences as function_differences
 from cifar_jax.runs.functions import with_known_functions
+from cifar_jax.runs.identity import Identity, fixed_fields
 from cifar_jax.runs.log import read_metrics
 from cifar_jax.runs.recipes import read_recipe
 from cifar_jax.runs.thresholds import Threshold
 from cifar_jax.training.metrics import Evaluation, SplitPredictions
 
 FORMAT = 1
-# Fields that may differ between a run and the call that resumes it: they, and where images lie, change no result.
-FREE_FIELDS = (
-    "checkpoint.every_epochs",
-    "checkpoint.every_minutes",
-    "evaluation.batch_size",
-    "part_steps",
-    "data.path",
-)
 EVALUATIONS = {"test": "evaluation.json", "validation": "evaluation_validation.json"}
 PREDICTIONS = {"test": "predictions.npz", "validation": "predictions_validation.npz"}
 
@@ -101,31 +93,6 @@ class Run:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """What a run is made of."""
-
-    recipe: FrozenConfigDict
-    functions: dict[str, Any]  # section of the recipe -> fingerprint of the caller's function
-    data: dict[str, str]  # split -> digest
-    context: str | None = None  # digest of the objective's arrays
-
-    def digests(self) -> dict[str, str]:
-        """Those that each checkpoint carries."""
-        training_data = {split: digest for split, digest in self.data.items() if split != "test"}
-        functions = {name: value["digest"] for name, value in self.functions.items()} | {"context": self.context}
-        return {
-            "recipe": digest_of_json(fixed_fields(self.recipe)),
-            "functions": digest_of_json(functions),
-            "data": digest_of_json(training_data),
-        }
-
-
-def fixed_fields(recipe: Any) -> dict[str, Any]:
-    """The fields of a resolved recipe that identify a run."""
-    return {path: value for path, value in flatten(to_json(recipe)).items() if path not in FREE_FIELDS}
-
-
 def read_record(workdir: Path) -> dict[str, Any] | None:
     """run.json; None where the folder holds no run. Raises InputError where it is damaged or of another format."""
     path = workdir / "run.json"
@@ -160,13 +127,19 @@ class Workdir:
             check_identity(path, stored, identity)
         total = training.steps_per_epoch(identity.recipe) * identity.recipe.epochs
         self.record |= {"complete": False, "reason": None, "step": self.record.get("step", 0), "total_steps": total}
-        self.record |= {"recipe": identity.digests()["recipe"], "functions": identity.functions}
+        # An older version may have digested the recipe with other fields: checkpoints have the digest of the start.
+        own = stored["recipe"] if stored else identity.digests()["recipe"]
+        self.record |= {"recipe": own, "functions": identity.functions}
         self.record |= {"context": identity.context, "data": self.record["data"] | identity.data}
         self.record["classes"] = list(classes)
         if not (stored and self._whole("environment.json")):
             self.write("environment.json", {**environment(), "classes": classes})
         if not (stored and self._whole("recipe.json")):
             self.write("recipe.json", to_json(identity.recipe))
+
+    def digests(self) -> dict[str, str]:
+        """Those of its checkpoints."""
+        return self.identity.digests() | {"recipe": self.record["recipe"]}
 
     def _whole(self, name: str) -> bool:
         damage = damage_of(self.path, self.record, name)

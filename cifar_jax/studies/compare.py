@@ -1,6 +1,6 @@
 """compare: finished runs -> a table with a row for each recipe, its difference from a base, and a conclusion.
 
-    comparison = compare(["runs/width64", "runs/width128"], detect=0.5)
+    comparison = compare("runs/width64", "runs/width128", detect=0.5)
     print(comparison)                       # also: to_markdown, to_latex, to_csv, to_json, to_pandas
 
 Runs are grouped by all fields of their recipes except the seeds; a group is an arm. Arms are compared with the base by
@@ -42,12 +42,12 @@ Runs = str | Path | Sequence[str | Path | RunRecord]
 
 
 def compare(
-    runs: Runs,
+    *runs: Runs | RunRecord,
     base: str | None = None,
     metric: str = "validation_accuracy",
     detect: float | None = None,
 ) -> Comparison:
-    """Compares finished runs, given as folders (workdirs, or folders of workdirs) or as records.
+    """Compares finished runs, given as folders (workdirs, studies, or folders of workdirs), as records, or as lists.
 
     base: the arm that the others are compared with, as in `records.find_base`; None is that of the first run. metric:
     a name of RunRecord.metrics. detect: the smallest difference of interest, in points (0.5) for accuracies and other
@@ -60,9 +60,10 @@ def compare(
     """
     form = check_detect(metric, detect)
     smallest = None if detect is None else detect / form.factor
-    records, left_out = _records(runs, metric)
+    given = [each for one in runs for each in ([one] if isinstance(one, str | Path | RunRecord) else one)]
+    records, left_out = _records(given, metric)
     if base is None:
-        base = _study_base(runs, records)
+        base = _study_base(given, records)
     check_records(records, metric)
     arms = group_runs(records)
     chosen = find_base(arms, base)
@@ -72,7 +73,7 @@ def compare(
     rows = [dataclasses.replace(row, p_holm=p) for row, p in zip(rows, corrected, strict=True)]
     rows = [dataclasses.replace(row, conclusion=_conclude(row, smallest)) for row in rows]
     first = _row(chosen, chosen, arms, metric)
-    found = (*_notes(runs), *_base_note(runs, base, chosen), *left_out)
+    found = (*_notes(given), *_base_note(given, base, chosen), *left_out)
     return Comparison(metric, first.name, smallest, (first, *rows), found)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import differences, flatten, freeze, override, tuples
 from cifar_jax.runs.fingerprint import differences as function_differences
-from cifar_jax.runs.workdir import FREE_FIELDS
+from cifar_jax.runs.identity import FREE_FIELDS, fixed_fields
 from cifar_jax.studies.fields import plain, typed, with_defaults
 from cifar_jax.studies.records import label
 from cifar_jax.training.keys import FOLLOW
@@ -167,7 +167,7 @@ def extended(stored: Definition, wanted: Definition, folder: Any, recipe: Any) -
     refuse = lambda what: InputError(f"'{folder}' holds another study ({what}); name another folder")
     if stored.command != wanted.command:
         raise refuse(f"of '{stored.command}'")
-    if changed := differences(_fixed(stored.recipe), _fixed(wanted.recipe)):
+    if changed := differences(fixed_fields(stored.recipe), fixed_fields(wanted.recipe)):
         raise refuse("; ".join(changed))
     if changed := function_differences(stored.functions, wanted.functions):
         raise refuse("; ".join(changed))
@@ -186,11 +186,6 @@ def extended(stored: Definition, wanted: Definition, folder: Any, recipe: Any) -
         raise refuse(f"it has the arm '{gone[0]}' too; arms can be added, not taken away")
     arms = tuple(known_arms.get(key, arm) for key, arm in wanted_arms.items())
     return replace(wanted, recipe=stored.recipe, arms=arms)
-
-
-def _fixed(recipe: Mapping[str, Any]) -> Any:
-    """The fields that decide results, flat."""
-    return {path: value for path, value in flatten(recipe).items() if path not in FREE_FIELDS}
 
 
 def find_arms(arms: Sequence[StudyArm], name: str) -> list[StudyArm]:

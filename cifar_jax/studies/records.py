@@ -11,12 +11,12 @@ from typing import Any
 
 from cifar_jax.errors import InputError, nearest
 from cifar_jax.recipe import tuples
+from cifar_jax.runs.identity import FREE_FIELDS, LATER_FIELDS
 from cifar_jax.runs.log import read_metrics
 from cifar_jax.runs.recipes import read_recipe
 from cifar_jax.runs.stopping import best_epoch
 from cifar_jax.runs.workdir import (
     EVALUATIONS,
-    FREE_FIELDS,
     PREDICTIONS,
     read_evaluation,
     read_predictions,
@@ -215,9 +215,10 @@ def _load(folder: Path, arm: str | None) -> RunRecord:
     # What the caller passed is part of what a run is: two functions of one name are two arms.
     origin = {f"{name}.digest": value["digest"] for name, value in record["functions"].items()}
     origin |= {"context.digest": record["context"]} if record["context"] else {}
+    fields = LATER_FIELDS | with_defaults(recipe)
     return RunRecord(
         folder=str(folder.resolve()),
-        recipe={path: value for path, value in with_defaults(recipe).items() if path not in FREE_FIELDS} | origin,
+        recipe={path: value for path, value in fields.items() if path not in FREE_FIELDS} | origin,
         metrics=_metrics(recipe, read_metrics(folder / "metrics.jsonl"), evaluations),
         digests=digests,
         predictions={

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cifar_jax.errors import InputError
-from cifar_jax.runs.workdir import Identity, Workdir
+from cifar_jax.runs.identity import Identity
+from cifar_jax.runs.workdir import Workdir
 from cifar_jax.studies import statistics
 from cifar_jax.studies.compare import compare
 from cifar_jax.studies.records import RunRecord, load_records
