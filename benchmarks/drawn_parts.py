@@ -33,7 +33,7 @@ FROZEN, SLOWER = ((("head/.*", 1, 1), ("(?!head/).*", factor, int(factor > 0))) 
 
 def ways(folder: Path) -> dict[str, dict[str, Any]]:
     """The fields of configs/parts.py that each way changes; names are those of the workdirs."""
-    fifth = {"data.path": str(folder / "fifth"), "epochs": 40}
+    fifth = {"data.path": str(folder / "fifth"), "average.decay": 0.99}  # 640 steps: 0.998 would remember the first
     started = {**fifth, "init_from": str(folder / "runs" / "body")}
     return {
         "parts": {"data.path": str(folder / "parts")},

@@ -15,14 +15,15 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         {
-            "epochs": 20,
+            "epochs": 40,
             "batch_size": 64,
             "data": {"name": "image_folder", "path": "parts", "image_size": 64, "mean": (0.55,), "std": (0.1,)},
             "model": {"name": "convnet", "widths": (16, 32, 64, 64), "convolutions": (1,), "dropout": 0.0},
             "optimizer": {"name": "adam", "learning_rate": 0.003},
             "schedule": {"name": "one_cycle"},
             "loss": {"name": "cross_entropy", "class_weights": "balanced"},
-            "augment": {"flip": 0.5, "crop": 4, "brightness": 0.1},
-            "evaluation": {"views": "mirror"},
+            "augment": {"flip": 0.5, "vertical_flip": 0.5, "crop": 4, "brightness": 0.1},
+            "average": {"decay": 0.998},
+            "evaluation": {"views": "flips"},
         }
     )
