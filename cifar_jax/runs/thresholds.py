@@ -79,6 +79,9 @@ def choose_value(
 ) -> Threshold:
     """The highest threshold that reaches the wanted recall, or the one with the highest recall at the wanted precision.
 
+    For a precision it lies halfway to the next lower score of any image: on these images every threshold in between is
+    the same, and one at the lowest score that is taken would miss images that score a little less.
+
     The interval of a threshold for a recall is that of a quantile by order statistics (David & Nagaraja 2003, section
     7.1); a threshold for a precision has the interval of the recall that it reaches.
 
@@ -105,7 +108,8 @@ def choose_value(
         if not reaching:
             best = max(rates(scores, positive, score)[1].value for score in own)
             raise InputError(f"no threshold of '{class_name}' has a precision of {target:.2%}; the best has {best:.2%}")
-        value = reaching[0]
+        below = scores[scores < reaching[0]]
+        value = (reaching[0] + below.max()) / 2 if len(below) else reaching[0]
     found = rates(scores, positive, value)
     share = 1 - (target if wanted == "recall" else found[0].value)
     return Threshold(class_name, float(value), _quantile_interval(own, share), wanted, target, *found)

@@ -34,6 +34,15 @@ def test_the_threshold_for_a_precision_has_the_highest_recall(precision):
     assert found.precision.value >= precision
     reached = [rates(probabilities[:, 1], labels == 1, value) for value in probabilities[:, 1]]
     assert found.recall.value == max(recall.value for recall, own in reached if own.value >= precision)
+    scores = probabilities[:, CLASSES.index("dented")].astype(np.float64)
+    above, below = scores[scores >= found.value].min(), scores[scores < found.value].max()
+    assert found.value == (above + below) / 2
+
+
+def test_a_threshold_for_a_precision_that_takes_every_image_is_the_lowest_score():
+    probabilities = np.stack([np.linspace(0.5, 0.1, 6), np.linspace(0.5, 0.9, 6)], -1)
+    found = choose_value(probabilities, np.ones(6, int), ("good", "dented"), "dented", precision=0.9)
+    assert (found.value, found.recall.part, found.precision.whole) == (0.5, 6, 6)
 
 
 def test_the_intervals_hold_the_truth_as_often_as_they_say():
