@@ -19,7 +19,7 @@ import json, sys, tempfile
 import cifar_jax as cj
 import jax, numpy as np
 from cifar_jax import training
-from cifar_jax.runs import devices
+from cifar_jax.runs import devices, stream
 from cifar_jax.runs.loop import Executor
 from tests import made
 
@@ -41,6 +41,12 @@ for count in (1, 8):
         "leaves": [np.asarray(leaf, np.float64).ravel().tolist() for leaf in leaves],
         "confusion": fitted.evaluation.confusion_matrix.tolist(),
     })
+whole, device_memory = fitted, devices.device_memory
+devices.device_memory, stream.PART = lambda device: 30_000, 1 / 4  # bytes: the images take 18,432
+fitted = cj.fit(recipe, data=data, progress=False, executor=executor)
+devices.device_memory, equal = device_memory, lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes()
+same = jax.tree.map(equal, whole.state, fitted.state)
+results[1]["streamed"] = [fitted.recipe.part_steps, all(jax.tree.leaves(same))]
 placement = devices.Placement(jax.devices())
 text = devices.jit(lambda x: jax.lax.with_sharding_constraint(x, placement.batch) * 2).lower(np.ones((16, 3)))
 results[1]["split"] = [list(shard.data.shape) for shard in text.compile()(np.ones((16, 3))).addressable_shards]
@@ -89,6 +95,11 @@ def test_a_sharded_run_equals_the_single_one(one_and_eight):
     for a, b in zip(one["history"], eight["history"], strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
         assert a["validation_loss"] == pytest.approx(b["validation_loss"], rel=1e-4)
+
+
+def test_streamed_images_are_split_over_the_devices_with_the_same_results(one_and_eight):
+    """In parts of two steps, of which an epoch has four."""
+    assert one_and_eight[1]["streamed"] == [2, True]
 
 
 def test_every_test_image_counts_once_on_eight_devices(one_and_eight):

@@ -24,7 +24,7 @@ from cifar_jax.runs.events import Callback
 from cifar_jax.runs.fingerprint import data_digest, fingerprint
 from cifar_jax.runs.functions import with_functions
 from cifar_jax.runs.history import PartialEpoch
-from cifar_jax.runs.identity import Identity, fixed_fields
+from cifar_jax.runs.identity import Identity, fixed_fields, with_later_fields
 from cifar_jax.runs.log import MetricsFile, Progress
 from cifar_jax.runs.loop import Executor, Job, Loop
 from cifar_jax.runs.recipes import read_recipe
@@ -124,7 +124,7 @@ def _request(
         raise InputError(f"evaluate is {evaluate!r}; it is one of 'test', 'validation', None")
     fingerprints = {name: fingerprint(value) for name, value in functions.items()}
     path = Path(workdir) if workdir is not None else None
-    recipe = with_functions(recipe, functions)
+    recipe = with_functions(with_later_fields(recipe), functions)
     return Request(recipe, functions, fingerprints, path, data, data_dir, context, evaluate, **options)
 
 
@@ -303,8 +303,8 @@ def _place(recipe: Any, data: Mapping[str, arrays.Split], placement: Placement, 
     if own or len(held):
         validation_set = put(own or training_set, "validation", slice(None) if own else held)
     train_set: programs.Arrays | stream.Streamed
-    if stream.is_streamed(data, placement):
-        train_set = stream.Streamed(training_set.images, training_set.labels, kept)
+    if first := stream.first_count(data, placement):
+        train_set = stream.Streamed(training_set.images, training_set.labels, kept, first)
     else:
         train_set = put(training_set, "train", kept if len(held) else slice(None))
     return Job(recipe, training_set.classes, placement, train_set, validation_set, placement.put(context))

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from cifar_jax.recipe import flatten, to_json
+from cifar_jax.recipe import SECTION, flatten, to_json
 from cifar_jax.runs.files import digest_of_json
 
 # Fields that may differ between a run and the call that resumes it: they, and where images lie, change no result.
@@ -51,6 +51,21 @@ class Identity:
 def fixed_fields(recipe: Any) -> dict[str, Any]:
     """The fields of a resolved recipe, or of its JSON, that identify a run."""
     return identifying(flatten(to_json(recipe)))
+
+
+def with_later_fields(recipe: Any) -> Any:
+    """The recipe, which an older version may have written, with the fields that it lacks."""
+    places = {path: path.partition(".")[::2] for path in LATER_FIELDS}
+    lacks = lambda section, field: isinstance(recipe.get(section), SECTION) and field not in recipe[section]
+    missing = [path for path, place in places.items() if lacks(*place)]
+    if not missing:
+        return recipe
+    completed = ConfigDict(recipe, convert_dict=True).copy_and_resolve_references()
+    completed.unlock()
+    for path in missing:
+        section, field = places[path]
+        completed[section][field] = LATER_FIELDS[path]
+    return completed
 
 
 def identifying(fields: Mapping[str, Any]) -> dict[str, Any]:

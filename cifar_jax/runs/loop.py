@@ -58,9 +58,8 @@ def launch(job: Job, state: training.TrainState, start: int) -> Chunk:
 
 
 def launch_all(jobs: Sequence[Job], states: Sequence[training.TrainState], start: int, how: str) -> list[Chunk]:
-    """`launch` for runs that share their programs, in one program; `how` is as for `programs.together`. Runs on
-    streamed images have a program each, because each has its own order."""
-    if any(isinstance(job.train_set, Streamed) for job in jobs):
+    """`launch` for runs that share their programs, in one program; `how` is as for `programs.together`."""
+    if isinstance(jobs[0].train_set, Streamed):
         return [launch_streamed(job, state, start) for job, state in zip(jobs, states, strict=True)]
     job, values = jobs[0], [programs.numbers(job.recipe) for job in jobs]
     recipe, batch = programs.shared(job.recipe), job.placement.batch

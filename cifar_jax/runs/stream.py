@@ -1,7 +1,8 @@
 """Images that do not fit the device: they stay on the host, and each part of an epoch gets those that it trains on.
 
 The order of the images and all that is computed with them are as for images on the device, so the results are the same
-bit for bit. The host gathers the images of the next part while the device computes.
+bit for bit on the CPU. The host gathers the images of the next part while the device computes, unless something waits
+for the result of each part: early stopping, or `stoppable`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from cifar_jax.runs.devices import Placement
 # Of a device's memory: the images that stay on it, for weights and activations need the rest; the validation images of
 # streamed training, which stay there too; the images of a part, of which the next is there beside the present one.
 RESIDENT, VALIDATION, PART = 1 / 2, 1 / 4, 1 / 16
-FIRST = 10_000  # images for a model that looks at some before training
+FIRST = 100_000  # images at most for a model that looks at some before training, and for a measurement
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,12 @@ class Streamed:
     images: np.ndarray  # uint8 [N, H, W, C]
     labels: np.ndarray  # int32 [N]
     chosen: np.ndarray  # int [M]: the places of those that are trained on
+    first_count: int
     _orders: dict[int, jax.Array] = field(default_factory=dict)
 
     def first(self) -> np.ndarray:
         """The first images, for `programs.first_state`."""
-        return self.images[self.chosen[:FIRST]]
+        return self.images[self.chosen[: self.first_count]]
 
     def batches(self, recipe: Any, epoch: int, start: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The images [steps * B, H, W, C] and labels of so many steps of an epoch from `start` on, in their order, and
@@ -53,31 +55,44 @@ def is_streamed(data: Mapping[str, arrays.Split], placement: Placement) -> bool:
     return memory is not None and _size(data) > RESIDENT * memory
 
 
+def first_count(data: Mapping[str, arrays.Split], placement: Placement) -> int | None:
+    """How many of streamed training images may be on the device before training; None where all of them may."""
+    if not is_streamed(data, placement):
+        return None
+    return min(FIRST, int(PART * (placement.memory() or 0)) // data["train"].images[0].nbytes)
+
+
 def part_limit(recipe: Any, data: Mapping[str, arrays.Split], placement: Placement) -> int | None:
     """The most steps of a part of an epoch; None where all images stay on the device.
 
-    Raises InputError where not even a batch fits, or the validation images, and on an average over whole epochs.
+    Raises InputError where not even a batch fits, or the validation images, and on what takes whole epochs at once.
     """
     if not is_streamed(data, placement):
         return None
+    whole = f"the images take {_size(data) / 2**30:.3g} GiB, so they do not stay on the device"
+    if recipe.average.start_epoch:
+        raise InputError(f"{whole}, and average.start_epoch needs them there; use average.decay")
+    if recipe.chunk_epochs > 1:
+        raise InputError(f"{whole}, and chunk_epochs={recipe.chunk_epochs} joins epochs; set it to 1")
     memory, image = placement.memory() or 0, data["train"].images[0].nbytes
     own = data.get("validation")
     held_out = own.images.nbytes if own else recipe.data.validation * image
     batch = recipe.batch_size * image
-    for what, size, share in (("validation images", held_out, VALIDATION), ("images of a batch", batch, PART)):
+    limits = (
+        ("the validation images", held_out, VALIDATION, "a quarter", "hold out fewer"),
+        ("the images of a batch", batch, PART, "a sixteenth", "lower batch_size"),
+    )
+    for what, size, share, part, remedy in limits:
         if size > share * memory:
-            sizes = f"the {what} take {size / 2**30:.1f} GiB, and the device has {memory / 2**30:.1f} GiB"
-            raise InputError(f"{sizes}; use fewer, or smaller ones (data.image_size for a folder)")
-    if recipe.average.start_epoch:
-        what = f"the images take {_size(data) / 2**30:.1f} GiB of {memory / 2**30:.1f} GiB, so they are streamed"
-        raise InputError(f"{what}, and average.start_epoch needs them all at once; use average.decay")
+            sizes = f"{what} take {size / 2**30:.3g} GiB, and may take {part} of the device's {memory / 2**30:.3g} GiB"
+            raise InputError(f"{sizes}; {remedy}, or make them smaller (data.image_size for a folder)")
     return int(PART * memory) // batch
 
 
 def blocks(images: np.ndarray, labels: np.ndarray, batch: int, placement: Placement) -> Iterator[Any]:
-    """(images, labels) in blocks that fit the device, of whole batches; the last one takes the rest."""
+    """(images, labels) in blocks of whole batches that fit beside what a training keeps; the last takes the rest."""
     memory, size = placement.memory(), len(images)
-    if memory is not None and images.nbytes > RESIDENT * memory:
+    if memory is not None and images.nbytes > PART * memory:
         size = max(1, int(PART * memory) // (batch * images[0].nbytes)) * batch
     count = max(1, len(images) // size)
     for number in range(count):

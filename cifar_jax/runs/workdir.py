@@ -184,7 +184,7 @@ def check_identity(workdir: Path, record: dict[str, Any], identity: Identity) ->
         if changed := differences(old, new):
             raise refuse(f"another recipe ({'; '.join(changed)})")
     elif record["recipe"] != identity.digests()["recipe"]:
-        raise refuse("another recipe, and its recipe.json is missing or damaged")
+        raise refuse("another recipe, or of an older version, and its recipe.json is missing or damaged")
     check_functions(workdir, record, identity.functions)
     if record["context"] != identity.context:
         raise refuse("another context of the objective")

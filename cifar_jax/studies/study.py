@@ -25,6 +25,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.recipe import from_json
 from cifar_jax.runs import stream
 from cifar_jax.runs.fit import check, fit
+from cifar_jax.runs.identity import with_later_fields
 from cifar_jax.runs.light import finish_lightening, lighten
 from cifar_jax.runs.loop import Executor
 from cifar_jax.runs.workdir import LockedError, Run, locked
@@ -86,7 +87,7 @@ class Study:
             raise InputError(
                 f"the study in '{folder}' has functions or a context of its script, which must continue it"
             )
-        study.recipe = from_json(study.definition.recipe)
+        study.recipe = with_later_fields(from_json(study.definition.recipe))
         study.data = load_data(study.recipe, study.options)
         now = define(study.definition.command, study.recipe, study.definition.arms, (), study.data, study.options).data
         if now != study.definition.data:
@@ -145,7 +146,7 @@ class Study:
         """The training images and the context on a device, for a measurement; nothing is held out, and of images that
         do not fit it only the first are there."""
         place, split = execution.placements("auto")[0], self.data["train"]
-        count = stream.FIRST if stream.is_streamed(self.data, place) else None
+        count = stream.first_count(self.data, place)
         return place.put((split.images[:count], split.labels[:count])), place.put(self.context)
 
     def train(self) -> int:
@@ -216,13 +217,17 @@ class Study:
         """How runs are computed: as asked for, as it was measured on such a device, or as a measurement says now."""
         assert self.stored is not None
         known, device = self.stored["execution"], jax.devices()[0].device_kind
+        streamed = stream.is_streamed(self.data, execution.placements("sequential")[0])
+        if streamed and self.options.execution in ("unrolled", "mapped"):
+            what = f"execution='{self.options.execution}' computes several runs at once"
+            raise InputError(f"{what}, and the images do not fit the device even for one; use 'sequential'")
         seconds: dict[str, float] = {}
         if self.options.engine or self.options.execution != "auto":
             how = "sequential" if self.options.engine else self.options.execution
         elif known.get("seconds") and known.get("device") == device:
             return dict(known)
         else:
-            together = max(len(group) for group in self._groups(missing, "mapped"))
+            together = 1 if streamed else max(len(group) for group in self._groups(missing, "mapped"))
             how, seconds = execution.choose(self.resolved[missing[0][0].folder], *self._measured(), together)
         if seconds:
             shown = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in seconds.items())

@@ -21,6 +21,7 @@ from cifar_jax.recipe import freeze, override
 from cifar_jax.recipe import from_json as recipe_from_json
 from cifar_jax.runs.events import Event
 from cifar_jax.runs.fit import check, fit
+from cifar_jax.runs.identity import with_later_fields
 from cifar_jax.runs.light import finish_lightening, lighten
 from cifar_jax.runs.loop import Executor
 from cifar_jax.runs.recipes import load_recipe
@@ -151,7 +152,7 @@ class Search:
             )
         space = from_json(tune_file.read_space(folder))
         names = (stored["metric"], stored["sampler"], stored["pruner"], len(definition.seeds))
-        return cls(recipe_from_json(definition.recipe), space, folder, *names, address, **options)
+        return cls(with_later_fields(recipe_from_json(definition.recipe)), space, folder, *names, address, **options)
 
     def work_with(self, engine: Engine, count: int) -> int:
         """As `work`, by workers of the engine: 0, or an exit code where some did not end well."""

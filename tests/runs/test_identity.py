@@ -12,6 +12,7 @@ from cifar_jax.runs import identity
 from cifar_jax.runs.files import digest_of_file, read_json, unsealed, write_json, write_sealed
 from cifar_jax.runs.identity import FREE_FIELDS, LATER_FIELDS
 from cifar_jax.runs.recipes import load_recipe
+from cifar_jax.studies.study import Options, Study
 from cifar_jax.studies.study_file import read_study, write_study
 from tests import made
 
@@ -54,6 +55,8 @@ def test_an_older_run_resumes_exactly(tmp_path, monkeypatch):
     resumed = cj.fit(RECIPE, tmp_path / "older", data=DATA, resume=True, progress=False)
     made.assert_same(resumed.state, cj.fit(RECIPE, tmp_path / "new", data=DATA, progress=False).state)
     made.assert_same(cj.load_run(tmp_path / "older").state, resumed.state)
+    repeated = cj.fit(cj.load_run(tmp_path / "older").recipe, data=DATA, progress=False)
+    made.assert_same(repeated.state, resumed.state)
     other = override(RECIPE, {"augment.vertical_flip": 0.5})
     with pytest.raises(cj.InputError, match=r"another recipe \(augment.vertical_flip: absent -> 0.5\)"):
         cj.fit(other, tmp_path / "older", data=DATA, progress=False)
@@ -80,4 +83,5 @@ def test_an_older_study_goes_on(tmp_path):
         section, _, name = field.partition(".")
         study["recipe"][section].pop(name, None)
     write_study(tmp_path, study)
+    assert Study.from_folder(tmp_path, Options(data=DATA)).recipe.augment.vertical_flip == 0.0  # as a worker reads it
     assert len(cj.ablate(recipe, folder=tmp_path, data=DATA, seeds=2, progress=False).rows[0].folders) == 2

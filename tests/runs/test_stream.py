@@ -61,24 +61,30 @@ def test_a_streamed_run_is_the_run_on_the_device_bit_for_bit(resident, small, mo
     assert max(largest) == held_out  # neither the training nor the test images were ever there at once
 
 
+def test_early_stopping_ends_a_streamed_run_where_it_ends_another(small, monkeypatch):
+    changes = {"early_stopping.patience": 1, "epochs": 6, "optimizer.learning_rate": 0.2, "part_steps": 0}
+    streamed = fit(None, changes)
+    monkeypatch.undo()
+    whole = fit(None, changes)
+    assert whole.reason == "early stopping"
+    same(streamed, whole)
+
+
 def test_a_streamed_run_resumes_exactly_inside_an_epoch_and_on_a_larger_device(resident, small, tmp_path, monkeypatch):
     stop = lambda event: event.step >= 10
     stopped = fit(tmp_path, callbacks=[stop], stoppable=True)
     assert (int(stopped.state.step), stopped.reason) == (10, "stopped")
-    same(fit(tmp_path, callbacks=[lambda event: event.step >= 20], stoppable=True, resume=True), _until(resident, 20))
+    later = fit(tmp_path, callbacks=[lambda event: event.step >= 20], stoppable=True, resume=True)
     monkeypatch.undo()
+    stop = lambda event: event.step >= 20
+    same(later, fit(None, {"part_steps": 4}, callbacks=[stop], stoppable=True))
     same(fit(tmp_path, resume=True), resident)
-
-
-def _until(resident, step):
-    """The unbroken run, stopped after so many steps."""
-    return fit(None, {"part_steps": 4}, callbacks=[lambda event: event.step >= step], stoppable=True)
 
 
 def test_each_image_comes_once_an_epoch_with_its_label_and_its_position():
     split = DATA["train"]
     chosen = np.arange(3, 98)
-    streamed = stream.Streamed(split.images, split.labels, chosen)
+    streamed = stream.Streamed(split.images, split.labels, chosen, 10)
     recipe = made.recipe({**FIELDS, "data.train_count": len(chosen)})
     seen = []
     for start in range(0, 23, 5):
@@ -93,9 +99,18 @@ def test_each_image_comes_once_an_epoch_with_its_label_and_its_position():
 @pytest.mark.parametrize(
     ("memory", "changes", "answer"),
     [
-        (1 << 10, {"data.validation": 0}, r"the images of a batch take 0\.0 GiB, and the device has 0\.0 GiB; use"),
-        (20_000, {}, r"the validation images take 0\.0 GiB, and the device has 0\.0 GiB; use fewer, or smaller ones"),
-        (SMALL, {"average.start_epoch": 1, "average.decay": 0.0}, r"average\.start_epoch needs them all at once; use"),
+        (
+            1 << 10,
+            {"data.validation": 0},
+            r"the images of a batch take 7\.15e-07 GiB, and may take a sixteenth of the device's 9\.54e-07 GiB; lower",
+        ),
+        (
+            20_000,
+            {},
+            r"the validation images take 5\.72e-06 GiB, and may take a quarter of the device's 1\.86e-05 GiB; hold out",
+        ),
+        (SMALL, {"average.start_epoch": 1, "average.decay": 0.0}, r"average\.start_epoch needs them there; use"),
+        (SMALL, {"chunk_epochs": 2, "part_steps": 0}, r"chunk_epochs=2 joins epochs; set it to 1"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused_with_both_sizes(memory, changes, answer, monkeypatch, tmp_path):
@@ -107,8 +122,12 @@ def test_what_cannot_be_streamed_is_refused_with_both_sizes(memory, changes, ans
 
 def test_a_model_that_looks_at_images_before_training_gets_the_first_of_them_or_is_refused(monkeypatch):
     monkeypatch.setattr(stream, "FIRST", 24)
-    split = DATA["train"]
-    first = stream.Streamed(split.images, split.labels, np.arange(98)).first()
+    monkeypatch.setattr(devices, "device_memory", lambda device: 36_000)  # 2,250 bytes hold 11 images
+    assert stream.first_count(DATA, Placement()) == 11
+    monkeypatch.setattr(stream, "PART", 1 / 4)
+    count, split = stream.first_count(DATA, Placement()), DATA["train"]
+    assert count == 24
+    first = stream.Streamed(split.images, split.labels, np.arange(98), count).first()
     model = {"name": "speedrun94", "widths": (4,), "whitening_images": 24}
     recipe = made.recipe({"model": model, "data.train_count": 98})
     made.assert_same(programs.first_state(recipe, first), programs.first_state(recipe, split.images))
@@ -117,11 +136,12 @@ def test_a_model_that_looks_at_images_before_training_gets_the_first_of_them_or_
         programs.first_state(more, first)
 
 
-@pytest.mark.parametrize("how", ["sequential", "unrolled"])
-def test_a_study_trains_on_streamed_images(how, small, monkeypatch, tmp_path):
+def test_a_study_trains_on_streamed_images_one_run_after_another(small, monkeypatch, tmp_path):
     recipe = made.recipe({**FIELDS, "epochs": 1})
     options = {"data": DATA, "progress": False, "seeds": 2}
-    table = cj.ablate(recipe, folder=tmp_path / "streamed", execution=how, **options)
+    with pytest.raises(cj.InputError, match="execution='mapped' computes several runs at once, and the images do not"):
+        cj.ablate(recipe, folder=tmp_path / "mapped", execution="mapped", **options)
+    table = cj.ablate(recipe, folder=tmp_path / "streamed", **options)
     monkeypatch.undo()
     single = cj.fit(cj.override(recipe, {"seed": 1}), data=DATA, evaluate="validation", progress=False)
     made.assert_same(cj.load_run(tmp_path / "streamed/runs/base/seed1").state, single.state)
