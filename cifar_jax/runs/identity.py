@@ -56,8 +56,8 @@ def fixed_fields(recipe: Any) -> dict[str, Any]:
 def with_later_fields(recipe: Any) -> Any:
     """The recipe, which an older version may have written, with the fields that it lacks."""
     places = {path: path.partition(".")[::2] for path in LATER_FIELDS}
-    lacks = lambda section, field: isinstance(recipe.get(section), SECTION) and field not in recipe[section]
-    missing = [path for path, place in places.items() if lacks(*place)]
+    sections = {name: recipe[name] for name in recipe if isinstance(recipe[name], SECTION)}
+    missing = [path for path, (name, field) in places.items() if field not in sections.get(name, {field})]
     if not missing:
         return recipe
     completed = ConfigDict(recipe, convert_dict=True).copy_and_resolve_references()

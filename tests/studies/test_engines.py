@@ -22,7 +22,7 @@ from cifar_jax.studies.worker import load_worker
 from tests import made, slurm
 
 ROOT = Path(__file__).parent.parent.parent
-FIELDS = {"epochs": 10, "model.width": 4, "model.hidden": 8}
+FIELDS = {"epochs": 10, "model.width": 4, "model.hidden": 8, "checkpoint.every_epochs": 1}
 RATES = [0.001, 0.01]
 RUNS = [f"runs/learning_rate={rate}/seed0" for rate in RATES]
 

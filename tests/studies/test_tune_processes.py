@@ -69,7 +69,12 @@ def space(tmp_path_factory):
 
 
 def command(space, folder, *more):
-    fields = ["--config.epochs=1", "--config.model.width=4", "--config.model.hidden=8"]
+    fields = [
+        "--config.epochs=1",
+        "--config.model.width=4",
+        "--config.model.hidden=8",
+        "--config.checkpoint.every_epochs=1",
+    ]
     options = [f"--space={space}", f"--folder={folder}", *more]
     return [sys.executable, "launch.py", "tune", "--config=configs/quickstart.py", *options, *fields]
 
