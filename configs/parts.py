@@ -3,10 +3,11 @@
 python examples/draw_parts.py parts
 python launch.py train --config=configs/parts.py --workdir=runs/parts
 
-2 CPU cores: test accuracy 99.64% (n=1, seed 0; 5,000 images). It says little where 98% are good; docs/inspection.md
-has recall and precision.
+2 CPU cores: test accuracy 99.89% ± 0.01 (n=3: 99.88, 99.90, 99.90; 5,000 images). It says little where 98% are good:
+96.0% ± 1.0 of the defects are found at a precision of 99.7% ± 0.6 (docs/inspection.md).
 
 Defects are rare, so every class has the same share of the loss. They are small too: the images keep their 64 pixels.
+A part has no upper side: flips along both axes make four images of each.
 """
 
 from ml_collections import ConfigDict
