@@ -4,8 +4,8 @@
     python benchmarks/run_report.py --workdir=RUN       # reports a copy of a run that exists
     python benchmarks/run_report.py --smoke             # the quickstart: finds errors, measures nothing
 
-Each time the run is a new copy. The first report compiles, and
-is told apart; the others find their programs in the compilation cache. Writes run_report.json to --out.
+Each time the run is a new copy. The first report compiles, and is told apart; the others find their programs in the
+compilation cache. Writes run_report.json to --out.
 """
 
 import argparse

@@ -95,7 +95,7 @@ def get_config() -> ConfigDict:
                 "metric": "validation_accuracy",  # or validation_loss
             },
             "checkpoint": {
-                "every_epochs": 0,  # epochs between two saves; 0: after an epoch, 10 s or more after the last save
+                "every_epochs": 0,  # epochs between two saves; 0: after an epoch, 2 s or more after the last save
                 "every_minutes": 2.0,  # and inside a long epoch, at the end of a part: minutes since the last save
             },
             "evaluation": {

@@ -280,7 +280,10 @@ def test_evaluate_takes_each_split_apart(tmp_path):
 def test_what_was_held_out_is_known_of_a_run_without_a_workdir_too():
     run = fit(made.recipe(epochs=1, **{"data.validation": 8}))
     other = {**DATA, "train": made.split(96, classes=4, size=8, seed=7)}
-    with pytest.raises(cj.InputError, match="the run was trained on data with digest made-96"):
+    with pytest.raises(
+        cj.InputError,
+        match=r"the train images of data set 'made' are not those of the run.*\(made-96-4-8-0, now made-96-4-8-7\)",
+    ):
         cj.evaluate(run, "validation", data=other)
     assert cj.evaluate(run, "validation", data=DATA).count == 8
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import cifar_jax as cj
@@ -42,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     result, found = evaluate_and_predict(trained, options.split, embeddings=bool(options.save_predictions), **chosen)
     if options.save_predictions:
         write_arrays(Path(options.save_predictions), at_temperature(trained, found).arrays())
+        print(f"wrote {options.save_predictions}", file=sys.stderr)
     figures = result.to_json()
     shown = [str(result)]
     if trained.thresholds:

@@ -18,6 +18,7 @@ def load_split(data: Any, split: str, data_dir: str | Path | None = None, progre
     Raises InputError where the data set has no such split.
     """
     if data.name != IMAGE_FOLDER:
+        _check_path(data)
         return arrays.load(data.name, split, data_dir, progress)
     return _of(_load_folder(settings_of(data), progress), split, data.path)
 
@@ -65,6 +66,13 @@ def _of(found: dict[str, arrays.Split], split: str, path: str) -> arrays.Split:
         share = "validation_share" if split == "validation" else "test_share"
         raise InputError(f"'{path}' has no {split} images; add a folder '{split}', or set data.{share}")
     return found[split]
+
+
+def _check_path(data: Any) -> None:
+    """Raises InputError where the path of a folder is given, and the data set is no folder."""
+    if "path" in data and data.path:  # a run of an older version has no such field
+        what = f"data.path is '{data.path}', and only data.name={IMAGE_FOLDER} reads it"
+        raise InputError(f"{what}; data.name is '{data.name}': change that, or leave data.path out")
 
 
 def settings_of(data: Any) -> Settings:

@@ -68,8 +68,8 @@ def run_report(
     split = run.evaluation.split if run.evaluation else "validation" if _has_validation(run) else "test"
     options: dict[str, Any] = {"data": data, "data_dir": data_dir, "progress": progress}
     try:
-        images, *_ = select(run, split, data, data_dir, progress)
-        evaluation, predictions = _predictions(run, split, options)
+        images, labels, _ = select(run, split, data, data_dir, progress)
+        evaluation, predictions = _predictions(run, split, labels, options)
         report.evaluation = evaluation
         add_errors(report, run, images, predictions, evaluation)
         add_calibration(report, run, predictions, split, options)
@@ -88,9 +88,12 @@ def _has_validation(run: Run) -> bool:
     return bool(run.recipe.data.validation) or "validation" in run.digests
 
 
-def _predictions(run: Run, split: str, options: Mapping[str, Any]) -> tuple[Evaluation, SplitPredictions]:
-    """Those that the run keeps, or new ones."""
-    if run.workdir and run.evaluation and (kept := read_predictions(run.workdir, split)) is not None:
+def _predictions(
+    run: Run, split: str, labels: np.ndarray, options: Mapping[str, Any]
+) -> tuple[Evaluation, SplitPredictions]:
+    """Those that the run keeps where they are of images with these labels, or new ones."""
+    kept = read_predictions(run.workdir, split) if run.workdir and run.evaluation else None
+    if kept is not None and run.evaluation and np.array_equal(kept.labels, labels):
         return run.evaluation, kept
     return evaluate_and_predict(run, split, **options)
 

@@ -146,9 +146,13 @@ def select(
     else:
         images = load_split(recipe.data, source, data_dir, progress)
     check_classes(images.classes, run.classes, f"data set '{recipe.data.name}'")
-    if source != "test" and images.digest != run.digests[source]:
-        known = f"the run was trained on data with digest {run.digests[source]}"
-        raise InputError(f"{known}; the data set now has {images.digest}")
+    # A test split that the caller gives may be another one; one that is loaded by name is that of the run.
+    known = run.digests.get(source) if data is None or source != "test" else None
+    if known and images.digest != known:
+        what = f"the {source} images of data set '{recipe.data.name}' are not those of the run"
+        change = f"some were added, removed or changed ({known[:16]}, now {images.digest[:16]})"
+        remedy = ", or evaluate on them as another data set, with data=" if source == "test" else ""
+        raise InputError(f"{what}: {change}; restore them{remedy}")
     if source == split and split != "train":
         return images.images, images.labels, None
     if split == "validation" and not recipe.data.validation:

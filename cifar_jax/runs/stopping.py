@@ -2,7 +2,7 @@
 
 from typing import Any
 
-SAVE_SECONDS = 10.0  # at least so long between two saves at the ends of epochs, where checkpoint.every_epochs is 0
+SAVE_SECONDS = 2.0  # at least so long between two saves at the ends of epochs, where checkpoint.every_epochs is 0
 
 
 def score(recipe: Any, line: dict[str, Any]) -> float | None:

@@ -280,6 +280,32 @@ def test_a_folder_is_trained_evaluated_and_reported(tmp_path):
     made.assert_same(again.state, run.state)
 
 
+def test_test_images_that_changed_after_the_training_are_told_and_shown_nowhere(tmp_path):
+    """The stored predictions are of other images: a report would show the wrong pictures."""
+    folder(tmp_path / "data", 40)
+    fields = {"data.name": "image_folder", "data.path": str(tmp_path / "data"), "data.image_size": 8, "epochs": 1}
+    fields |= {"batch_size": 16, "model.width": 4, "model.hidden": 8}
+    run = cj.fit(cj.load_recipe("configs/cnn.py", fields), tmp_path / "run", progress=False)
+    for name, colour in COLOURS.items():
+        for number in range(40, 70):
+            image(colour, 1000 * len(name) + number).save(tmp_path / "data" / name / f"{number:03d}.png")
+    changed = "the test images of data set 'image_folder' are not those of the run: some were added, removed or changed"
+    with pytest.raises(cj.InputError, match=changed):
+        cj.evaluate(run, "test", progress=False)
+    page = cj.report(tmp_path / "run", progress=False).read_text()
+    assert "Predictions are missing: the test images" in page
+    assert "most confident errors" not in page
+    assert cj.evaluate(run, "test", data=str(tmp_path / "data"), progress=False).count > run.evaluation.count
+
+
+def test_a_path_that_nothing_reads_is_refused(tmp_path):
+    recipe = cj.load_recipe("configs/quickstart.py", {"data.path": str(tmp_path)})
+    with pytest.raises(
+        cj.InputError, match=r"data.path is '.*', and only data.name=image_folder reads it; data.name is"
+    ):
+        cj.fit(recipe, tmp_path / "run", progress=False)
+
+
 def test_a_test_split_that_is_absent_is_told(tmp_path):
     folder(tmp_path / "data", 9)
     with pytest.raises(cj.InputError, match=r"has no test images; add a folder 'test', or set data.test_share"):
