@@ -20,6 +20,7 @@ from cifar_jax.training.metrics import Evaluation
 
 TEXTS = {
     "arms": "Points are runs, bars 95% intervals of the mean; the dashed line is the mean of the base.",
+    "axis": "Points are runs, bars 95% intervals of the mean.",
     "differences": "Points are pairs of runs, bars 95% intervals of the difference; filled is significant (Holm).",
     "curves": "Mean of the runs; the band is their range.",
 }
@@ -73,7 +74,7 @@ def comparison_part(comparison: Comparison) -> ComparisonPart:
     names = {"arms": "Arms", "differences": "Differences from the base", "curves": "Learning curves"}
     figures = []
     for name, figure in plots.figures(comparison).items():
-        title, text = names.get(name, name.removeprefix("axis_")), TEXTS.get(name, TEXTS["arms"])
+        title, text = names.get(name, name.removeprefix("axis_")), TEXTS.get(name, TEXTS["axis"])
         figures.append((title, svg(figure, f"{title}. {text}"), text))
     return ComparisonPart(comparison.tables(), comparison.sentences(), figures)
 
