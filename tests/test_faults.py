@@ -117,6 +117,12 @@ def test_evaluate_without_a_run(tmp_path, capsys):
     assert "holds no run" in refused(["evaluate", f"--workdir={tmp_path}"], capsys)
 
 
+def test_evaluate_with_a_folder_of_runs(tmp_path, capsys):
+    cj.fit(made.recipe(epochs=1, batch_size=16), tmp_path / "one", data=DATA, progress=False)
+    answer = refused(["evaluate", f"--workdir={tmp_path}"], capsys)
+    assert f"'{tmp_path}' holds no run itself; name one of the 1 in it, such as {tmp_path / 'one'}" in answer
+
+
 def test_offline_and_unprepared_answers_at_once(tmp_path, capsys, monkeypatch):
     import dataclasses
 
@@ -292,7 +298,7 @@ def test_validation_of_other_data_is_refused(tmp_path):
     recipe = made.recipe(epochs=1, batch_size=16, **{"data.validation": 32})
     run = cj.fit(recipe, tmp_path, data=DATA, progress=False)
     other = {**DATA, "train": made.split(96, classes=4, size=8, seed=7)}
-    with pytest.raises(cj.InputError, match="the train images of .* are not those of the run"):
+    with pytest.raises(cj.InputError, match=r"the train images of .* are not those of the run"):
         cj.evaluate(run, "validation", data=other)
 
 

@@ -238,7 +238,8 @@ def test_init_from_takes_the_weights_and_replaces_the_head(tmp_path):
     for one, two in zip(jax.tree.leaves(same.state.params), jax.tree.leaves(source.state.params), strict=True):
         np.testing.assert_array_equal(one, two)
     wider = {name: made.split(60, classes=6, size=8, seed=3) for name in ("train", "test")}
-    other = cj.fit(made.recipe(**start), data=wider, progress=False)
+    with pytest.warns(UserWarning, match="the head starts afresh, the run's is of 4 classes, the data's of 6"):
+        other = cj.fit(made.recipe(**start), data=wider, progress=False)
     assert other.state.params["head"]["kernel"].shape[-1] == 6
     for name in other.state.params.keys() - {"head"}:
         np.testing.assert_array_equal(other.state.params[name]["kernel"], source.state.params[name]["kernel"])

@@ -15,15 +15,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from cifar_jax.errors import InputError
+    from cifar_jax.runs.thresholds import check_wanted
 
     if options.class_name is None and (options.recall is not None or options.precision is not None):
         raise InputError("--recall and --precision belong to a class; name it with --class_name")
     trained = cj.load_run(options.workdir)
+    wanted = {"recall": options.recall, "precision": options.precision}
+    if options.class_name is not None:
+        check_wanted(trained.classes, options.class_name, **wanted)  # before the temperature is stored
     print("on validation   temperature    loss   Brier  calibration error")
     for name, figures in zip(("before", "after"), cj.calibrate(trained, data_dir=options.data_dir), strict=True):
         scores = f"{figures.loss:6.4f}  {figures.brier_score:6.4f}  {figures.expected_calibration_error:17.2%}"
         print(f"{name:14}  {figures.temperature:11.3f}  {scores}")
     if options.class_name is not None:
-        wanted = {"recall": options.recall, "precision": options.precision}
         print(cj.choose_threshold(trained, options.class_name, **wanted, data_dir=options.data_dir))
     return 0

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import cifar_jax as cj
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from cifar_jax.runs.calibration import calibration
     from cifar_jax.runs.evaluate import at_temperature, at_thresholds, evaluate_and_predict
     from cifar_jax.runs.files import write_arrays
 
@@ -46,6 +48,11 @@ def run(options: argparse.Namespace) -> int:
         print(f"wrote {options.save_predictions}", file=sys.stderr)
     figures = result.to_json()
     shown = [str(result)]
+    if trained.temperature != 1.0:
+        scaled = calibration(found.probabilities, found.labels, trained.temperature)
+        figures["at_temperature"] = asdict(scaled)
+        shown[0] += f"\nat the run's temperature of {scaled.temperature:.3f}: loss {scaled.loss:.4f}, "
+        shown[0] += f"calibration error {scaled.expected_calibration_error:.2%}"
     if trained.thresholds:
         reached = at_thresholds(trained, found)
         figures["thresholds"] = [threshold.to_json() for threshold in reached]
@@ -54,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
         wanted = {"corruptions": options.corruptions, "out_of_distribution": options.out_of_distribution}
         robustness = cj.robustness(trained, options.split, **wanted, **chosen)
         figures["robustness"] = robustness.to_json()
-        shown.append(str(robustness))
+        at = f"at the run's temperature of {trained.temperature:.3f}:\n" if trained.temperature != 1.0 else ""
+        shown.append(f"{at}{robustness}")
     print(json.dumps(figures, indent=2) if options.format == "json" else "\n\n".join(shown))
     return 0

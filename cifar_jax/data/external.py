@@ -40,7 +40,7 @@ def load_labelled(
     if Path(name).exists():
         images, labels, names = _read_labelled(Path(name), split, image_shape, resize_mode, progress)
     else:
-        loaded = arrays.load(name, split, data_dir, progress)
+        loaded = _load(name, split, data_dir, progress)
         images, labels, names = loaded.images, loaded.labels, loaded.classes
     place = match_classes(names, classes, f"data set '{name}'")
     labels = place[labels]
@@ -63,12 +63,19 @@ def load_images(
         return np.random.RandomState(0).randint(0, 256, (NOISE_IMAGES, *image_shape)).astype(np.uint8)
     path = Path(name)
     if not path.exists():
-        return of_shape(arrays.load(name, split, data_dir, progress).images, image_shape)
+        return of_shape(_load(name, split, data_dir, progress).images, image_shape)
     if path.is_file():
         files = [file for classes in list_files(path).values() for paths in classes.values() for file in paths]
     else:
         files = [Path(file) for file in find_images([path])]
     return _read(path, files, image_shape, resize_mode, progress)[0]
+
+
+def _load(name: str, split: str, data_dir: str | Path | None, progress: bool) -> arrays.Split:
+    try:
+        return arrays.load(name, split, data_dir, progress)
+    except InputError as error:
+        raise InputError(f"'{name}' is no folder or file, and as a data set: {error}") from error
 
 
 def match_classes(names: Sequence[str], classes: Sequence[str], source: str) -> np.ndarray:

@@ -89,6 +89,8 @@ def _classes_of(folder: Path) -> dict[str, list[Path]]:
 
 def _read_csv(path: Path) -> Listing:
     listing: Listing = defaultdict(lambda: defaultdict(list))
+    if not path.stat().st_size:
+        raise InputError(f"'{path}' is empty; it needs a line 'path,label', and then one line for each image")
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if not {"path", "label"} <= set(rows.fieldnames or ()):
@@ -99,6 +101,8 @@ def _read_csv(path: Path) -> Listing:
             file_path, split = path.parent / row["path"], row.get("split") or ""
             if not file_path.is_file():
                 raise InputError(f"line {number} of '{path}' names '{row['path']}', which is not a file")
+            if not row["label"]:
+                raise InputError(f"line {number} of '{path}' has no label; give '{row['path']}' one, or remove it")
             if split not in (*SPLITS, ""):
                 raise InputError(f"line {number} of '{path}' has the split '{split}'{nearest(split, SPLITS)}")
             listing[split][row["label"]].append(file_path)
@@ -176,7 +180,8 @@ def _collect(classes: tuple[str, ...], files: Any, splits: list[str], found: Any
         digest, image = entry
         other, other_path = owners.setdefault(digest, (name, path))
         if other != name:
-            raise InputError(f"the same image stands in two classes, '{other_path}' and '{path}'; remove one of them")
+            both = f"as '{other}' ('{other_path}') and as '{name}' ('{path}')"
+            raise InputError(f"the same image stands in two classes, {both}; remove one of them")
         images[split].append(image)
         labels[split].append(classes.index(name))
         paths[split].append(path)

@@ -100,6 +100,17 @@ def calibration_table(run: RunReport) -> Table:
     return Table("Calibration, by a temperature that was fitted on the validation split", header, tuple(rows))
 
 
+def threshold_table(run: RunReport, split: str) -> Table:
+    rows = [
+        (each.class_name, f"{each.value:.4f} ({each.interval[0]:.4f} to {each.interval[1]:.4f})",
+         f"{each.wanted} of {each.wanted_value:.0%}", str(each.recall), str(each.precision))
+        for each in run.thresholds
+    ]  # fmt: skip
+    header = ("class", "from a probability of", "chosen for a", "recall", "precision")
+    return Table(f"Thresholds, chosen on the validation split, and what they give on the {split} split", header,
+                 tuple(rows))  # fmt: skip
+
+
 def render(name: str, **values: Any) -> str:
     """A page from a template. Raises InputError where Jinja2 is missing."""
     try:
@@ -119,6 +130,9 @@ def page(runs: Sequence[RunReport], comparison: ComparisonPart | None, title: st
             **vars(run),
             "class_table": class_table(run.evaluation) if run.evaluation else None,
             "calibration_table": calibration_table(run) if run.calibration else None,
+            "threshold_table": threshold_table(run, run.evaluation.split)
+            if run.thresholds and run.evaluation
+            else None,
         }
         for run in runs
     ]

@@ -16,7 +16,8 @@ from cifar_jax.reports import gallery
 from cifar_jax.reports.figures import COLOURS, INK, new_figure, svg
 from cifar_jax.runs.calibrate import calibrate
 from cifar_jax.runs.calibration import Calibration, calibration, reliability, scale
-from cifar_jax.runs.evaluate import evaluate_and_predict, select
+from cifar_jax.runs.evaluate import at_thresholds, evaluate_and_predict, select
+from cifar_jax.runs.thresholds import Threshold
 from cifar_jax.runs.workdir import Run, read_predictions
 from cifar_jax.training.metrics import Evaluation, SplitPredictions
 
@@ -41,6 +42,7 @@ class RunReport:
     evaluation: Evaluation | None = None
     figures: list[tuple[str, str, str]] = field(default_factory=list)  # title, SVG, text
     calibration: list[tuple[str, Calibration]] = field(default_factory=list)
+    thresholds: list[Threshold] = field(default_factory=list)  # with their recall and precision on the split
     galleries: list[Gallery] = field(default_factory=list)
     classes: list[tuple[str, list[gallery.Picture], list[gallery.Picture]]] = field(default_factory=list)
     filters: str | None = None
@@ -73,6 +75,7 @@ def run_report(
         report.evaluation = evaluation
         add_errors(report, run, images, predictions, evaluation)
         add_calibration(report, run, predictions, split, options)
+        report.thresholds = at_thresholds(run, predictions)
         if embedding != "none":
             report.figures.append(embedding_map(run, images, predictions.labels, embedding))
     except InputError as error:
@@ -154,8 +157,8 @@ def curves(run: Run) -> list[tuple[str, str, str]]:
     ]
 
 
-def confusion_figure(evaluation: Evaluation) -> tuple[str, str, str]:
-    """Shares of each true class, in percent."""
+def confusion_figure(evaluation: Evaluation, has_thresholds: bool = False) -> tuple[str, str, str]:
+    """Shares of each true class, in percent, by the most probable class."""
     matrix, classes = evaluation.confusion_matrix, evaluation.classes
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     size = min(9.0, 2.2 + 0.5 * len(classes))
@@ -174,6 +177,7 @@ def confusion_figure(evaluation: Evaluation) -> tuple[str, str, str]:
     row, column = np.unravel_index(wrong.argmax(), wrong.shape)
     text = f"In percent of each true class. The most frequent error: {wrong[row, column]} images of {classes[row]}"
     text += f" are taken for {classes[column]}." if wrong.any() else " are wrong."
+    text += " The predicted class is the most probable one, whatever the thresholds below." if has_thresholds else ""
     return "Confusion matrix", svg(figure, f"Confusion matrix. {text}"), text
 
 
@@ -183,7 +187,7 @@ def add_errors(
     """The confusion matrix and the galleries."""
     labels, probabilities = predictions.labels, predictions.probabilities
     shown = lambda chosen: [gallery.picture(images[i], labels[i], probabilities[i], run.classes) for i in chosen]
-    report.figures.append(confusion_figure(evaluation))
+    report.figures.append(confusion_figure(evaluation, bool(run.thresholds)))
     report.galleries = [
         Gallery("The most confident errors", "Wrong, with the highest probability.",
                 shown(gallery.confident_errors(labels, probabilities))),

@@ -93,7 +93,14 @@ def _of_run(recipe: Any, functions: Mapping[str, Any], fresh: Any) -> Any:
             return new
         _refuse(recipe.init_from, f"does not fit: {jax.tree_util.keystr(path)} is {old.shape}, not {new.shape}")
 
-    return jax.tree_util.tree_map_with_path(choose, fresh, given)
+    chosen = jax.tree_util.tree_map_with_path(choose, fresh, given)
+    if replaced:
+        _warn_of_head(
+            recipe.init_from,
+            fresh,
+            f"the run's is of {source.recipe.data.num_classes} classes, the data's of {classes}",
+        )
+    return chosen
 
 
 def _of_file(path: Path, recipe: Any, fresh: Any) -> Any:
@@ -141,11 +148,16 @@ def _of_file(path: Path, recipe: Any, fresh: Any) -> Any:
     accounted |= {re.sub(r"\.running_mean$", ".num_batches_tracked", theirs) for theirs in accounted}
     for theirs in sorted(tensors.keys() - accounted, key=lambda theirs: (theirs.endswith("_tracked"), theirs)):
         misfit(f"it has '{theirs}' {list(tensors[theirs].shape)}, for which the model has no place")
-    if anew and not isinstance(jax.tree.leaves(fresh)[0], jax.ShapeDtypeStruct):  # told once, not in fit's trial too
+    if anew:
         why = f"the file's is of {told} classes, the data's of {classes}" if heads else "the file has none"
         hint = "; model.classifier=hidden keeps its hidden layers" if heads and HEAD not in modules else ""
-        warnings.warn(f"init_from '{path}': the head starts afresh, {why}{hint}", stacklevel=2)
+        _warn_of_head(path, fresh, f"{why}{hint}")
     return chosen
+
+
+def _warn_of_head(path: Any, fresh: Any, why: str) -> None:
+    if not isinstance(jax.tree.leaves(fresh)[0], jax.ShapeDtypeStruct):  # told once, not in fit's trial too
+        warnings.warn(f"init_from '{path}': the head starts afresh, {why}", stacklevel=2)
 
 
 def _model_name(recipe: Any) -> str:

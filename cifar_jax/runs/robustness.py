@@ -73,9 +73,8 @@ class Robustness:
         return asdict(self) | means
 
     def __str__(self) -> str:
-        lines = [_line("clean", "", self.clean)]
+        lines = [f"{'corruption':20}  severity  accuracy    loss  calibration error", _line("none", "", self.clean)]
         if self.corruptions:
-            lines.insert(0, f"{'corruption':20}  severity  accuracy    loss  calibration error")
             lines += [_line(row.name, str(row.severity), row) for row in self.corruptions]
             mean = self.mean_under_corruption()
             shown = f"{mean['accuracy']:8.2%}  {mean['loss']:6.3f}  {mean['expected_calibration_error']:17.2%}"

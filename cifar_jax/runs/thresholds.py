@@ -88,14 +88,7 @@ def choose_value(
     Raises InputError where the class is unknown or has fewer than 5 images, where not exactly one of recall and
     precision is given, or where the precision is not reached.
     """
-    if class_name not in classes:
-        raise InputError(f"class '{class_name}' is unknown; the run knows {', '.join(classes)}")
-    given = {name: value for name, value in (("recall", recall), ("precision", precision)) if value is not None}
-    if len(given) != 1:
-        raise InputError("a threshold is chosen for a recall or for a precision; give one of the two")
-    ((wanted, target),) = given.items()
-    if not 0 < target <= 1:
-        raise InputError(f"{wanted} is {target}; it must be above 0 and at most 1")
+    wanted, target = check_wanted(classes, class_name, recall, precision)
     label = list(classes).index(class_name)
     scores, positive = probabilities[:, label].astype(np.float64), labels == label
     own = np.sort(scores[positive])
@@ -113,6 +106,21 @@ def choose_value(
     found = rates(scores, positive, value)
     share = 1 - (target if wanted == "recall" else found[0].value)
     return Threshold(class_name, float(value), _quantile_interval(own, share), wanted, target, *found)
+
+
+def check_wanted(
+    classes: Sequence[str], class_name: str, recall: float | None, precision: float | None
+) -> tuple[str, float]:
+    """What is wanted of a threshold, by name, and how much. Raises InputError as `choose_value` does."""
+    if class_name not in classes:
+        raise InputError(f"class '{class_name}' is unknown; the run knows {', '.join(classes)}")
+    given = {name: value for name, value in (("recall", recall), ("precision", precision)) if value is not None}
+    if len(given) != 1:
+        raise InputError("a threshold is chosen for a recall or for a precision; give one of the two")
+    ((wanted, target),) = given.items()
+    if not 0 < target <= 1:
+        raise InputError(f"{wanted} is {target}; it must be above 0 and at most 1")
+    return wanted, target
 
 
 def _quantile_interval(ordered: np.ndarray, share: float) -> tuple[float, float]:

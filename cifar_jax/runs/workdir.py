@@ -47,6 +47,7 @@ from cifar_jax.runs.thresholds import Threshold
 from cifar_jax.training.metrics import Evaluation, SplitPredictions
 
 FORMAT = 1
+CHOSEN = ("temperature", "thresholds")  # on the validation split, see `calibrate`
 EVALUATIONS = {"test": "evaluation.json", "validation": "evaluation_validation.json"}
 PREDICTIONS = {"test": "predictions.npz", "validation": "predictions_validation.npz"}
 
@@ -165,7 +166,12 @@ class Workdir:
         write_sealed(self.path / "run.json", self.record)
 
     def saved(self, step: int) -> None:
-        """Before a checkpoint of `step` is saved: the digest of metrics.jsonl up to here."""
+        """Before a checkpoint of `step` is saved: the digest of metrics.jsonl up to here.
+
+        A temperature and thresholds that were chosen at an earlier step are those of other weights, and are dropped.
+        """
+        if step > self.record["step"]:
+            self.record = {name: fact for name, fact in self.record.items() if name not in CHOSEN}
         self.update(step=step, metrics=_metrics_digest(self.path / "metrics.jsonl"))
 
 
@@ -286,10 +292,15 @@ def _stored(workdir: Path, functions: Mapping[str, Any]) -> tuple[dict[str, Any]
     if record is None:
         if (workdir / "study.json").exists():
             raise InputError(f"'{workdir}' is a study; name the workdir of one of its runs, {workdir}/runs/ARM/seedN")
+        if below := sorted(path.parent for path in workdir.glob("*/run.json")):
+            raise InputError(f"'{workdir}' holds no run itself; name one of the {len(below)} in it, such as {below[0]}")
         fault = "holds no run (no run.json)" if workdir.exists() else "does not exist"
         raise InputError(f"'{workdir}' {fault}; train one with --workdir={workdir}")
     if damage := damage_of(workdir, record, "recipe.json"):
         raise InputError(f"{workdir / 'recipe.json'} {damage}; the command that trained the run writes it again")
+    if not record["complete"]:
+        at = f"step {record['step']} of {record['total_steps']}"
+        warnings.warn(f"the run in '{workdir}' is not finished; its checkpoint is used ({at})", stacklevel=3)
     stored = read_recipe(workdir / "recipe.json")
     return record, with_known_functions(stored, record["functions"], functions, f"the run in '{workdir}'")
 

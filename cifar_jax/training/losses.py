@@ -57,10 +57,11 @@ def _log_probabilities(logits: jax.Array) -> jax.Array:
 def _weighted(targets: jax.Array, class_weights: tuple[float, ...]) -> jax.Array:
     if not len(class_weights):
         return targets
-    if len(class_weights) != targets.shape[-1] or not all(0 <= weight < math.inf for weight in class_weights):
+    is_text, count = isinstance(class_weights, str), targets.shape[-1]
+    if is_text or len(class_weights) != count or not all(0 <= weight < math.inf for weight in class_weights):
         raise InputError(
-            f"recipe field 'loss.class_weights' is {tuple(class_weights)}; it takes () or one finite number of at"
-            f" least 0 for each of the {targets.shape[-1]} classes"
+            f"recipe field 'loss.class_weights' is {class_weights!r}; it takes (), 'balanced', or one finite number"
+            f" of at least 0 for each of the {count} classes"
         )
     return targets * jnp.asarray(class_weights, targets.dtype)
 

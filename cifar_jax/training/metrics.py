@@ -49,7 +49,8 @@ class Evaluation:
         means = ("macro mean", self.macro_precision, self.macro_recall, self.macro_f1, self.count)
         for name, precision, recall, f1, images in [*figures, means]:
             rows.append(f"{name:{width}}  {precision:9.2%}  {recall:6.2%}  {f1:6.2%}  {images:6d}")
-        summary = f"{self.split} accuracy {self.accuracy:.2%} ({self.count} images), top-5 {self.top5_accuracy:.2%}, "
+        summary = f"{self.split} accuracy {self.accuracy:.2%} ({self.count} images), "
+        summary += f"top-5 {self.top5_accuracy:.2%}, " if len(self.classes) > 5 else ""
         summary += f"loss {self.loss:.4f}, calibration error {self.expected_calibration_error:.2%}"
         return "\n".join([*rows, summary])
 

@@ -227,7 +227,9 @@ def test_what_is_no_data_set_is_refused(make, changes, answer, tmp_path):
 def test_an_image_in_two_classes_is_refused(tmp_path):
     folder(tmp_path / "data", 9)
     shutil.copy(tmp_path / "data" / "good" / "003.png", tmp_path / "data" / "bad" / "copy.png")
-    with pytest.raises(cj.InputError, match=r"the same image stands in two classes, '.*copy.png' and '.*003.png'"):
+    with pytest.raises(
+        cj.InputError, match=r"the same image stands in two classes, as 'bad' \('.*copy.png'\) and as 'good' \("
+    ):
         load_splits(of(tmp_path / "data"), test=False)
 
 
@@ -246,6 +248,8 @@ def test_classes_are_matched_by_name(tmp_path):
     ("text", "answer"),
     [
         ("file,class\na.png,b\n", r"has the columns \['file', 'class'\]; it needs 'path' and 'label'"),
+        ("", r"labels.csv' is empty; it needs a line 'path,label'"),
+        ("path,label\ngood/000.png,\n", "line 2 of .* has no label; give 'good/000.png' one, or remove it"),
         ("path,label\nnone.png,b\n", "line 2 of .* names 'none.png', which is not a file"),
         ("path,label,split\ngood/000.png,b,tset\n", "line 2 of .* has the split 'tset'; did you mean 'test'"),
         ("path,label,split\ngood/000.png,b,test\ngood/001.png,b,\n", "names the split of some images only"),

@@ -173,6 +173,9 @@ def test_an_exception_in_a_callback_ends_the_run_after_saving(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         fit(tmp_path, {"checkpoint.every_epochs": 100}, callbacks=[fail], stoppable=True)
+    for load in (cj.load_run, cj.load_classifier):
+        with pytest.warns(UserWarning, match=r"is not finished; its checkpoint is used \(step 4 of 12\)"):
+            load(tmp_path)
     assert int(cj.load_run(tmp_path).state.step) == 4
     assert cj.load_run(tmp_path).reason is None
     same(fit(tmp_path, {"checkpoint.every_epochs": 100}), fit(None))

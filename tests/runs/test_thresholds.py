@@ -1,9 +1,12 @@
 """Thresholds of a class: what they reach, their intervals by simulation, decisions, and their life in a run."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 import cifar_jax as cj
+from cifar_jax import cli
 from cifar_jax.runs import robustness
 from cifar_jax.runs.thresholds import Rate, choose_value, decide, rates
 from tests import made
@@ -121,6 +124,36 @@ def test_a_threshold_is_stored_and_used_by_the_classifier(run_folder):
         cj.calibrate(run)
     assert not cj.load_run(run_folder).thresholds
     cj.calibrate(run)  # the same temperature again: nothing to tell
+
+
+def test_what_was_chosen_at_an_earlier_step_is_dropped_when_the_training_goes_on(tmp_path):
+    data = {"train": made.split(), "validation": made.split(64, seed=1)}
+    options = {"data": data, "evaluate": "validation", "progress": False}
+    recipe = made.recipe(epochs=3, batch_size=16)
+    cj.fit(recipe, tmp_path, callbacks=[lambda event: event.epoch == 1], stoppable=True, **options)
+    cj.calibrate(cj.load_run(tmp_path))
+    cj.choose_threshold(cj.load_run(tmp_path), "class 2", recall=1.0)
+    assert cj.load_run(tmp_path).temperature != 1 and cj.load_run(tmp_path).thresholds
+    cj.fit(recipe, tmp_path, resume=True, **options)
+    assert (cj.load_run(tmp_path).temperature, cj.load_run(tmp_path).thresholds) == (1.0, {})
+
+
+def test_the_command_chooses_stores_and_tells(run_folder, tmp_path, capsys, monkeypatch):
+    shutil.copytree(run_folder, tmp_path / "run")
+    where = f"--workdir={tmp_path / 'run'}"
+    for wrong in (
+        ["--class_name=other", "--recall=1"],
+        ["--class_name=class 2"],
+        ["--class_name=class 2", "--recall=2"],
+    ):
+        assert cli.main(["calibrate", where, *wrong]) == 2
+        assert capsys.readouterr().out == ""
+        assert cj.load_run(tmp_path / "run").temperature == 1.0
+    assert cli.main(["calibrate", where, "--class_name=class 2", "--recall=1"]) == 0
+    assert "'class 2' from a probability of" in capsys.readouterr().out
+    page = cj.report(tmp_path / "run", data={"train": made.split(), "validation": made.split(64, seed=1)}).read_text()
+    assert "Thresholds, chosen on the validation split, and what they give on the validation split" in page
+    assert "whatever the thresholds below" in page and "recall of 100%" in page
 
 
 def test_robustness_of_a_run_and_of_an_ensemble(run_folder, monkeypatch):
