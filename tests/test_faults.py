@@ -96,6 +96,10 @@ FAULTS = {
     ),
     "a seed of the split": (["--config.data.seed=-1"], "'data.seed' is -1"),
     "a field without its value": (["--config.epochs", "3"], "'--config.epochs' is not of the form"),
+    "a word for weights": (
+        ["--config.loss.class_weights=balance"],
+        "'loss.class_weights' is 'balance'; the only word that it takes is 'balanced'",
+    ),
     "no run to start from": (["--config.init_from=nowhere"], "'nowhere' does not exist"),
 }
 

@@ -272,7 +272,10 @@ def _resolve(request: Request, data: Mapping[str, arrays.Split], facts: dict[str
 
 
 def _is_balanced(recipe: Any) -> bool:
-    return recipe.loss.get("class_weights", ()) == "balanced"
+    weights = recipe.loss.get("class_weights", ())
+    if isinstance(weights, str) and weights != "balanced":
+        raise InputError(f"recipe field 'loss.class_weights' is '{weights}'; the only word that it takes is 'balanced'")
+    return weights == "balanced"
 
 
 def _stored_recipe(request: Request) -> Any:

@@ -298,9 +298,6 @@ def _stored(workdir: Path, functions: Mapping[str, Any]) -> tuple[dict[str, Any]
         raise InputError(f"'{workdir}' {fault}; train one with --workdir={workdir}")
     if damage := damage_of(workdir, record, "recipe.json"):
         raise InputError(f"{workdir / 'recipe.json'} {damage}; the command that trained the run writes it again")
-    if not record["complete"]:
-        at = f"step {record['step']} of {record['total_steps']}"
-        warnings.warn(f"the run in '{workdir}' is not finished; its checkpoint is used ({at})", stacklevel=3)
     stored = read_recipe(workdir / "recipe.json")
     return record, with_known_functions(stored, record["functions"], functions, f"the run in '{workdir}'")
 
@@ -311,6 +308,9 @@ def _restore(workdir: Path, recipe: Any, record: dict[str, Any], like: Any, whic
         restored = checkpoints.restore(like, which, recipe=record["recipe"])
     if restored is None:
         raise InputError(f"the run in '{workdir}' has no whole checkpoint yet; train it with --workdir={workdir}")
+    if not record["complete"]:
+        at = f"step {restored[1]} of {record['total_steps']}"
+        warnings.warn(f"the run in '{workdir}' is not finished; its checkpoint is used ({at})", stacklevel=3)
     return restored[0]
 
 

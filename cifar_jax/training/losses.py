@@ -57,8 +57,8 @@ def _log_probabilities(logits: jax.Array) -> jax.Array:
 def _weighted(targets: jax.Array, class_weights: tuple[float, ...]) -> jax.Array:
     if not len(class_weights):
         return targets
-    is_text, count = isinstance(class_weights, str), targets.shape[-1]
-    if is_text or len(class_weights) != count or not all(0 <= weight < math.inf for weight in class_weights):
+    count = targets.shape[-1]
+    if len(class_weights) != count or not all(0 <= weight < math.inf for weight in class_weights):
         raise InputError(
             f"recipe field 'loss.class_weights' is {class_weights!r}; it takes (), 'balanced', or one finite number"
             f" of at least 0 for each of the {count} classes"

@@ -85,7 +85,7 @@ def test_focal_and_its_gradient_are_finite_where_the_model_is_sure(gamma):
 
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if "class_weights" in parameters(loss)])
 @pytest.mark.parametrize(
-    "weights", [(1.0, 2.0, 3.0), (1.0, -1.0, 1.0, 1.0), (1, 1, float("inf"), 1), (float("nan"),) * 4, "balance"]
+    "weights", [(1.0, 2.0, 3.0), (1.0, -1.0, 1.0, 1.0), (1, 1, float("inf"), 1), (float("nan"),) * 4]
 )
 def test_class_weights_must_be_one_for_each_class(name, weights):
     with pytest.raises(InputError, match=r"'loss\.class_weights' is .* each of the 4 classes"):
