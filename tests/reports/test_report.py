@@ -182,19 +182,46 @@ def test_overfitting_is_told_from_where_and_by_how_much():
     assert run_report.overfitting([line(1.0, None)]) == ""
 
 
+# What a page says of itself: its width, that of the window, how many parts scroll, the height of the recipe's fields.
+PROBE = """<script>
+const scrolling = [...document.querySelectorAll(".scroll")].filter(each => each.scrollWidth > each.clientWidth + 1);
+const fields = document.querySelector("details > dl");
+const root = document.documentElement;
+const found = [root.scrollWidth, window.innerWidth, scrolling.length, fields.getBoundingClientRect().height];
+parent.postMessage(found.map(Math.round).join(" "), "*");
+</script>"""
+
+
+def rendered(text, width, folder):
+    """What PROBE finds where the page is `width` pixels wide, in a frame: a window is never below 500."""
+    open_policy = text.replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
+    (folder / "page.html").write_text(open_policy.replace("</body>", f"{PROBE}</body>"))
+    listener = "<script>onmessage = event => { document.title = event.data }</script>"
+    (folder / "frame.html").write_text(
+        f"{listener}<iframe src=page.html style='border:0;width:{width}px;height:20000px'></iframe>"
+    )
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", "--window-size=1400,900"]
+    flags += ["--virtual-time-budget=5000", f"--user-data-dir={folder / 'profile'}"]
+    command = [CHROMIUM, *flags, f"file://{folder / 'frame.html'}"]
+    seen = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    return tuple(map(int, re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", seen).groups()))
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_renders_the_page_without_overflow(width, workdir, page, tmp_path):
-    """The page is as wide as the window: only tables scroll."""
-    probe = "<script>document.title = document.documentElement.scrollWidth + ' ' + window.innerWidth</script>"
-    text = (
-        (workdir / "report.html")
-        .read_text()
-        .replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
-    )
-    (tmp_path / "page.html").write_text(text.replace("</body>", f"{probe}</body>"))
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom", f"--window-size={width},900"]
-    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'page.html'}"]
-    seen = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    scrolled, shown = map(int, re.search(r"<title>(\d+) (\d+)</title>", seen).groups())
-    assert scrolled <= shown
+    """The page is as wide as the window: only tables and wide figures scroll."""
+    whole, shown, scrolling, _ = rendered((workdir / "report.html").read_text(), width, tmp_path)
+    assert shown == width
+    assert whole <= shown
+    assert bool(scrolling) == (width == 390)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)")
+def test_on_paper_nothing_is_hidden(workdir, page, tmp_path):
+    """718 pixels are the width of A4 within its margins. Nothing scrolls, and what is closed on the screen is open."""
+    text = (workdir / "report.html").read_text()
+    assert rendered(text, 718, tmp_path)[2:] != (0, 0)
+    whole, shown, scrolling, fields = rendered(text.replace("@media print", "@media all"), 718, tmp_path)
+    assert (whole, shown, scrolling) == (718, 718, 0)
+    assert fields > 500
