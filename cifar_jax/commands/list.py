@@ -6,6 +6,7 @@ import functools
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from cifar_jax.errors import InputError, nearest
 
 KINDS = ("models", "optimizers", "schedules", "losses", "objectives", "augmentations", "recipes", "datasets", "runs")
+COLUMNS = 6  # fields that differ, in columns of their own
+FACTS = ("data.num_classes", "data.image_shape", "data.train_count")  # of the data, which other fields name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +92,8 @@ def first_sentence(text: str | None) -> str:
 
 
 def list_runs(folder: Path) -> list[list[str]]:
-    """A heading, and a row for each run: folder, status, accuracy, and the values of the fields that differ.
+    """A heading, and a row for each run: folder, status, accuracy, and the values of the fields that differ, each in a
+    column. Where they are more than COLUMNS, a run has those in which it differs from most runs, in one cell.
 
     Raises InputError where the folder holds no run. A run that cannot be read is left out with a warning.
     """
@@ -104,12 +108,17 @@ def list_runs(folder: Path) -> list[list[str]]:
     if not found:
         raise InputError(f"'{folder}' holds no runs; train one with --workdir={folder}/NAME")
     recipes = [fields for *_, fields in found.values()]
-    every = {field for fields in recipes for field in fields if field not in FREE_FIELDS}
+    left_out = {*FREE_FIELDS, *FACTS} - {"data.path"}
+    every = {field for fields in recipes for field in fields if field not in left_out}
     differing = sorted(field for field in every if len({repr(fields.get(field)) for fields in recipes}) > 1)
-    rows = [["run", "status", "accuracy", *differing]]
-    for name, (status, accuracy, fields) in found.items():
-        rows.append([name, status, accuracy, *(str(fields.get(field, "")) for field in differing)])
-    return rows
+    heading, cells = differing, [[str(fields.get(field, "")) for field in differing] for fields in recipes]
+    if len(differing) > COLUMNS:
+        most = [Counter(column).most_common(1)[0][0] for column in zip(*cells, strict=True)]
+        named = [zip(differing, row, most, strict=True) for row in cells]
+        heading = ["differs from most in"]
+        cells = [[", ".join(f"{field}={value}" for field, value, usual in row if value != usual)] for row in named]
+    rows = [[name, status, accuracy] for name, (status, accuracy, _) in found.items()]
+    return [["run", "status", "accuracy", *heading], *(row + more for row, more in zip(rows, cells, strict=True))]
 
 
 def read_run(workdir: Path) -> tuple[str, str, dict[str, Any]]:
