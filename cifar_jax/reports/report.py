@@ -103,7 +103,7 @@ def calibration_table(run: RunReport) -> Table:
 def threshold_table(run: RunReport, split: str) -> Table:
     rows = [
         (each.class_name, f"{each.value:.4f} ({each.interval[0]:.4f} to {each.interval[1]:.4f})",
-         f"{each.wanted} of {each.wanted_value:.0%}", str(each.recall), str(each.precision))
+         f"{each.wanted} of {100 * each.wanted_value:g}%", str(each.recall), str(each.precision))
         for each in run.thresholds
     ]  # fmt: skip
     header = ("class", "from a probability of", "chosen for a", "recall", "precision")

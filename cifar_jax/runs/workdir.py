@@ -168,10 +168,12 @@ class Workdir:
     def saved(self, step: int) -> None:
         """Before a checkpoint of `step` is saved: the digest of metrics.jsonl up to here.
 
-        A temperature and thresholds that were chosen at an earlier step are those of other weights, and are dropped.
+        What was chosen and evaluated at an earlier step is of other weights, and is dropped.
         """
         if step > self.record["step"]:
-            self.record = {name: fact for name, fact in self.record.items() if name not in CHOSEN}
+            stale = {*EVALUATIONS.values(), *PREDICTIONS.values()}
+            files = {name: digest for name, digest in self.record["files"].items() if name not in stale}
+            self.record = {name: fact for name, fact in self.record.items() if name not in CHOSEN} | {"files": files}
         self.update(step=step, metrics=_metrics_digest(self.path / "metrics.jsonl"))
 
 

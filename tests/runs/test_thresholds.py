@@ -135,6 +135,15 @@ def test_what_was_chosen_at_an_earlier_step_is_dropped_when_the_training_goes_on
     cj.choose_threshold(cj.load_run(tmp_path), "class 2", recall=1.0)
     assert cj.load_run(tmp_path).temperature != 1
     assert cj.load_run(tmp_path).thresholds
+    before = cj.load_run(tmp_path)
+    fail = lambda event: 1 / (event.step != 2 * int(before.state.step))
+    with pytest.raises(ZeroDivisionError):
+        cj.fit(recipe, tmp_path, resume=True, callbacks=[fail], stoppable=True, **options)
+    with pytest.warns(UserWarning, match="is not finished"):
+        half = cj.load_run(tmp_path)
+    assert int(half.state.step) > int(before.state.step)
+    assert before.evaluation
+    assert half.evaluation is None
     cj.fit(recipe, tmp_path, resume=True, **options)
     assert (cj.load_run(tmp_path).temperature, cj.load_run(tmp_path).thresholds) == (1.0, {})
 
