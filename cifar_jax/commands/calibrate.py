@@ -23,8 +23,9 @@ def run(options: argparse.Namespace) -> int:
     wanted = {"recall": options.recall, "precision": options.precision}
     if options.class_name is not None:
         check_wanted(trained.classes, options.class_name, **wanted)  # before the temperature is stored
+    found = cj.calibrate(trained, data_dir=options.data_dir)
     print("on validation   temperature    loss   Brier  calibration error")
-    for name, figures in zip(("before", "after"), cj.calibrate(trained, data_dir=options.data_dir), strict=True):
+    for name, figures in zip(("before", "after"), found, strict=True):
         scores = f"{figures.loss:6.4f}  {figures.brier_score:6.4f}  {figures.expected_calibration_error:17.2%}"
         print(f"{name:14}  {figures.temperature:11.3f}  {scores}")
     if options.class_name is not None:

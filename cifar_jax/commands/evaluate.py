@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from cifar_jax.runs.calibration import calibration
-    from cifar_jax.runs.evaluate import at_temperature, at_thresholds, evaluate_and_predict
+    from cifar_jax.runs.evaluate import at_temperature, at_thresholds, by_thresholds, evaluate_and_predict
     from cifar_jax.runs.files import write_arrays
 
     trained = cj.load_run(options.workdir)
@@ -56,7 +56,10 @@ def run(options: argparse.Namespace) -> int:
     if trained.thresholds:
         reached = at_thresholds(trained, found)
         figures["thresholds"] = [threshold.to_json() for threshold in reached]
-        shown += map(str, reached)
+        decided = by_thresholds(trained, found, result)
+        figures["by_thresholds"] = decided.to_json()
+        heading = f"by the thresholds of {', '.join(trained.thresholds)}, as predict names the classes"
+        shown += [f"{heading}: accuracy {decided.accuracy:.2%}\n{decided.table()}", *map(str, reached)]
     if options.corruptions or options.out_of_distribution:
         wanted = {"corruptions": options.corruptions, "out_of_distribution": options.out_of_distribution}
         robustness = cj.robustness(trained, options.split, **wanted, **chosen)

@@ -149,7 +149,7 @@ def hold_out(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.
     if not 0 <= count < len(labels):
         raise InputError(
             f"data.validation={count} must be at least 0 and leave some of the {len(labels)} training images;"
-            f" the training set has {len(labels)}"
+            " 0 holds out none"
         )
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed} is not in [0, 2**32)")

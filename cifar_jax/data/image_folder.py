@@ -10,6 +10,7 @@ of the files decide which are held out, so that a split stays as it is when imag
 
 import csv
 import hashlib
+import io
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from cifar_jax.data.image_files import in_threads, reason_of
 from cifar_jax.errors import InputError, nearest
 
 SPLITS = ("train", "validation", "test")
+OTHER_NAMES = {"training": "train", "val": "validation", "valid": "validation", "dev": "validation", "testing": "test"}
+SHOWN = 3  # pairs of images that a message names
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ def list_files(path: Path) -> Listing:
     """The image files by split and class. Raises InputError where there are none, or classes do not go together."""
     if path.is_file():
         listing = _read_csv(path)
+    elif misnamed := [each.name for each in path.iterdir() if each.name.lower() in OTHER_NAMES and _has_folders(each)]:
+        split = OTHER_NAMES[misnamed[0].lower()]
+        raise InputError(f"'{path}' has a folder '{misnamed[0]}'; did you mean '{split}'? rename it")
     elif any((path / split).is_dir() for split in SPLITS):
         listing = {split: _classes_of(path / split) for split in SPLITS if (path / split).is_dir()}
         if "train" not in listing:
@@ -68,6 +74,9 @@ def list_files(path: Path) -> Listing:
     else:
         listing = {"": _classes_of(path)}
     first = listing.get("train") or listing.get("") or {}
+    if len(first) < 2 and path.is_file():
+        found = f"one class, '{next(iter(first))}'" if first else "no images"
+        raise InputError(f"'{path}' names {found} to train on; a data set needs images of at least two classes")
     if len(first) < 2:
         found = f"one class, '{next(iter(first))}'" if first else "no images in folders of classes"
         raise InputError(f"'{path}' holds {found}; a data set needs at least two folders, one for each class")
@@ -77,13 +86,21 @@ def list_files(path: Path) -> Listing:
     return listing
 
 
+def _has_folders(path: Path) -> bool:
+    return path.is_dir() and any(each.is_dir() for each in path.iterdir())
+
+
 def _classes_of(folder: Path) -> dict[str, list[Path]]:
-    """Class -> its image files, at any depth; folders without images are left out."""
-    found = {}
+    """Class -> its image files, at any depth; folders without images are left out, with a warning."""
+    found, empty = {}, []
     for place in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
         if files:
             found[place.name] = files
+        else:
+            empty.append(place.name)
+    if found and empty:
+        warnings.warn(f"'{folder}' has folders without images, which are no classes: {', '.join(empty)}", stacklevel=3)
     return found
 
 
@@ -91,21 +108,25 @@ def _read_csv(path: Path) -> Listing:
     listing: Listing = defaultdict(lambda: defaultdict(list))
     if not path.stat().st_size:
         raise InputError(f"'{path}' is empty; it needs a line 'path,label', and then one line for each image")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"path", "label"} <= set(rows.fieldnames or ()):
-            raise InputError(
-                f"'{path}' has the columns {rows.fieldnames}; it needs 'path' and 'label', and may have 'split'"
-            )
-        for number, row in enumerate(rows, 2):
-            file_path, split = path.parent / row["path"], row.get("split") or ""
-            if not file_path.is_file():
-                raise InputError(f"line {number} of '{path}' names '{row['path']}', which is not a file")
-            if not row["label"]:
-                raise InputError(f"line {number} of '{path}' has no label; give '{row['path']}' one, or remove it")
-            if split not in (*SPLITS, ""):
-                raise InputError(f"line {number} of '{path}' has the split '{split}'{nearest(split, SPLITS)}")
-            listing[split][row["label"]].append(file_path)
+    try:
+        rows = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is no text in UTF-8; save it as 'CSV UTF-8', or name a folder of images") from error
+    if not {"path", "label"} <= set(rows.fieldnames or ()):
+        needed = "it needs 'path' and 'label', and may have 'split'"
+        raise InputError(f"'{path}' has the columns {rows.fieldnames}; {needed}")
+    lines: dict[Path, int] = {}
+    for number, row in enumerate(rows, 2):
+        file_path, split = path.parent / row["path"], row.get("split") or ""
+        if not file_path.is_file():
+            raise InputError(f"line {number} of '{path}' names '{row['path']}', which is not a file")
+        if (first := lines.setdefault(file_path, number)) != number:
+            raise InputError(f"lines {first} and {number} of '{path}' name '{row['path']}'; remove one of them")
+        if not row["label"]:
+            raise InputError(f"line {number} of '{path}' has no label; give '{row['path']}' one, or remove it")
+        if split not in (*SPLITS, ""):
+            raise InputError(f"line {number} of '{path}' has the split '{split}'{nearest(split, SPLITS)}")
+        listing[split][row["label"]].append(file_path)
     if "" in listing and len(listing) > 1:
         raise InputError(f"'{path}' names the split of some images only; name it for all of them, or for none")
     return {split: dict(classes) for split, classes in listing.items()}
@@ -174,17 +195,21 @@ def _collect(classes: tuple[str, ...], files: Any, splits: list[str], found: Any
     labels: dict[str, list[int]] = defaultdict(list)
     paths: dict[str, list[Path]] = defaultdict(list)
     owners: dict[bytes, tuple[str, Path]] = {}
+    twice: list[str] = []
     for (_, name, path), split, entry in zip(files, splits, found, strict=True):
         if isinstance(entry, str):
             continue
         digest, image = entry
         other, other_path = owners.setdefault(digest, (name, path))
         if other != name:
-            both = f"as '{other}' ('{other_path}') and as '{name}' ('{path}')"
-            raise InputError(f"the same image stands in two classes, {both}; remove one of them")
+            twice.append(f"as '{other}' ('{other_path}') and as '{name}' ('{path}')")
         images[split].append(image)
         labels[split].append(classes.index(name))
         paths[split].append(path)
+    if twice:
+        more = f", and {len(twice) - SHOWN} more" if len(twice) > SHOWN else ""
+        pairs = "; ".join(twice[:SHOWN])
+        raise InputError(f"the same image stands in two classes: {pairs}{more}; remove one of each pair")
     for label, name in enumerate(classes):
         count = labels["train"].count(label)
         if count < 2:

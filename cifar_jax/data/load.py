@@ -1,5 +1,8 @@
 """The splits that recipe.data names: a prepared TFDS data set, or a folder of the user's own images."""
 
+import hashlib
+import itertools
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,8 +66,12 @@ def image_files(data: Any, splits: Mapping[str, arrays.Split], progress: bool = 
 def _of(found: dict[str, arrays.Split], split: str, path: str) -> arrays.Split:
     """Raises InputError where the folder has no such split."""
     if split not in found:
-        share = "validation_share" if split == "validation" else "test_share"
-        raise InputError(f"'{path}' has no {split} images; add a folder '{split}', or set data.{share}")
+        if split == "validation":
+            remedy = "add a folder 'validation', or set data.validation_share"
+        else:
+            remedy = "add a folder 'test', set data.test_share where there is no folder 'train', or use"
+            remedy += " --evaluate=validation"
+        raise InputError(f"'{path}' has no {split} images; {remedy}")
     return found[split]
 
 
@@ -84,7 +91,7 @@ def _load_folder(settings: Settings, progress: bool) -> dict[str, arrays.Split]:
     fingerprint = image_folder.fingerprint(settings)
     cached = {name: arrays.from_cache(fingerprint, IMAGE_FOLDER, name) for name in image_folder.SPLITS}
     if cached["train"]:
-        return {name: split for name, split in cached.items() if split}
+        return _checked({name: split for name, split in cached.items() if split}, settings.path)
     decoded = image_folder.read_folder(settings, progress)
     found = {}
     for name in image_folder.SPLITS:
@@ -93,4 +100,16 @@ def _load_folder(settings: Settings, progress: bool) -> dict[str, arrays.Split]:
             found[name] = arrays.in_order_of_digests(*given)
     for name in reversed(list(found)):  # "train" last: it says that all are there
         arrays.to_cache(fingerprint, found[name])
+    return _checked(found, settings.path)
+
+
+def _checked(found: dict[str, arrays.Split], path: str) -> dict[str, arrays.Split]:
+    """The splits, with a warning where images of one are in another too."""
+    digest = lambda image: hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    own = {name: [digest(image) for image in split.images] for name, split in found.items()}
+    for first, second in itertools.combinations(own, 2):
+        known = set(own[first])
+        if common := sum(each in known for each in own[second]):
+            what = f"{common} of {len(own[second])} {second} images in '{path}' are {first} images too"
+            warnings.warn(f"{what}: accuracy on them says nothing of new images; 'audit' names them", stacklevel=4)
     return found

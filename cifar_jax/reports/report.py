@@ -79,14 +79,15 @@ def comparison_part(comparison: Comparison) -> ComparisonPart:
     return ComparisonPart(comparison.tables(), comparison.sentences(), figures)
 
 
-def class_table(evaluation: Evaluation) -> Table:
+def class_table(evaluation: Evaluation, has_thresholds: bool) -> Table:
     """Precision, recall and F1 of each class."""
     columns = zip(evaluation.precision, evaluation.recall, evaluation.f1, strict=True)
     figures = [tuple(f"{value:.2%}" for value in values) for values in columns]
     counts = [f"{count:,}" for count in evaluation.confusion_matrix.sum(1)]
     rows = [(name, *line, count) for name, line, count in zip(evaluation.classes, figures, counts, strict=True)]
     means = [f"{value:.2%}" for value in (evaluation.macro_precision, evaluation.macro_recall, evaluation.macro_f1)]
-    title = f"Each class on the {evaluation.split} split: accuracy {evaluation.accuracy:.2%}"
+    by = ", by the thresholds" if has_thresholds else ""
+    title = f"Each class on the {evaluation.split} split{by}: accuracy {evaluation.accuracy:.2%}"
     return Table(title, ("class", "precision", "recall", "F1", "images"),
                  (*rows, ("macro mean", *means, f"{evaluation.count:,}")))  # fmt: skip
 
@@ -128,7 +129,7 @@ def page(runs: Sequence[RunReport], comparison: ComparisonPart | None, title: st
     shown = [
         {
             **vars(run),
-            "class_table": class_table(run.evaluation) if run.evaluation else None,
+            "class_table": class_table(run.evaluation, bool(run.thresholds)) if run.evaluation else None,
             "calibration_table": calibration_table(run) if run.calibration else None,
             "threshold_table": threshold_table(run, run.evaluation.split)
             if run.thresholds and run.evaluation

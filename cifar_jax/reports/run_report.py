@@ -1,6 +1,7 @@
 """What a report says of one run: curves, errors, calibration, galleries, filters, a map of the embeddings."""
 
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from cifar_jax.reports import gallery
 from cifar_jax.reports.figures import COLOURS, INK, new_figure, svg
 from cifar_jax.runs.calibrate import calibrate
 from cifar_jax.runs.calibration import Calibration, calibration, reliability, scale
-from cifar_jax.runs.evaluate import at_thresholds, evaluate_and_predict, select
+from cifar_jax.runs.evaluate import at_temperature, at_thresholds, by_thresholds, evaluate_and_predict, select
 from cifar_jax.runs.thresholds import Threshold
 from cifar_jax.runs.workdir import Run, read_predictions
 from cifar_jax.training.metrics import Evaluation, SplitPredictions
@@ -72,14 +73,17 @@ def run_report(
     try:
         images, labels, _ = select(run, split, data, data_dir, progress)
         evaluation, predictions = _predictions(run, split, labels, options)
+        temperatures = find_temperatures(report, run, options)  # first: the galleries and thresholds are at it
+        if run.thresholds:
+            report.thresholds, evaluation = at_thresholds(run, predictions), by_thresholds(run, predictions, evaluation)
         report.evaluation = evaluation
-        add_errors(report, run, images, predictions, evaluation)
-        add_calibration(report, run, predictions, split, options)
-        report.thresholds = at_thresholds(run, predictions)
+        add_errors(report, run, images, at_temperature(run, predictions), evaluation)
+        add_calibration(report, predictions, split, temperatures)
         if embedding != "none":
             report.figures.append(embedding_map(run, images, predictions.labels, embedding))
     except InputError as error:
         report.missing.append(f"Predictions are missing: {error}.")
+        warnings.warn(report.missing[-1], stacklevel=3)
     report.recipe = [(path, str(value)) for path, value in sorted(flatten(to_json(run.recipe)).items())]
     report.facts = facts(run)
     if run.workdir:
@@ -158,7 +162,7 @@ def curves(run: Run) -> list[tuple[str, str, str]]:
 
 
 def confusion_figure(evaluation: Evaluation, has_thresholds: bool = False) -> tuple[str, str, str]:
-    """Shares of each true class, in percent, by the most probable class."""
+    """Shares of each true class, in percent."""
     matrix, classes = evaluation.confusion_matrix, evaluation.classes
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     size = min(9.0, 2.2 + 0.5 * len(classes))
@@ -177,7 +181,7 @@ def confusion_figure(evaluation: Evaluation, has_thresholds: bool = False) -> tu
     row, column = np.unravel_index(wrong.argmax(), wrong.shape)
     text = f"In percent of each true class. The most frequent error: {wrong[row, column]} images of {classes[row]}"
     text += f" are taken for {classes[column]}." if wrong.any() else " are wrong."
-    text += " The predicted class is the most probable one, whatever the thresholds below." if has_thresholds else ""
+    text += " The predicted class is that of the thresholds." if has_thresholds else ""
     return "Confusion matrix", svg(figure, f"Confusion matrix. {text}"), text
 
 
@@ -199,16 +203,21 @@ def add_errors(
         report.classes.append((name, shown(typical), shown(hardest)))
 
 
-def add_calibration(
-    report: RunReport, run: Run, predictions: SplitPredictions, split: str, options: Mapping[str, Any]
-) -> None:
-    """Figures and diagram before and after a temperature that was fitted on the validation split."""
+def find_temperatures(report: RunReport, run: Run, options: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """1, and that which is fitted on the validation split: the run's from now on."""
     temperatures = [("as trained", 1.0)]
     try:
         _, fitted = calibrate(run, **options)
         temperatures.append((f"temperature {fitted.temperature:.3f}", fitted.temperature))
     except InputError as error:
         report.missing.append(f"There is no temperature: {error}.")
+    return temperatures
+
+
+def add_calibration(
+    report: RunReport, predictions: SplitPredictions, split: str, temperatures: Sequence[tuple[str, float]]
+) -> None:
+    """Figures and diagram at the temperatures, of predictions as trained."""
     labels, probabilities = predictions.labels, predictions.probabilities
     report.calibration = [(name, calibration(probabilities, labels, at)) for name, at in temperatures]
     figure, axes = new_figure(4.2, 3.6)

@@ -76,7 +76,8 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     Raises InputError on fewer than 20 images.
     """
     if len(labels) < FEWEST:
-        raise InputError(f"a temperature needs at least {FEWEST} images, and the split has {len(labels)}")
+        remedy = "hold out more (data.validation; of a folder data.validation_share)"
+        raise InputError(f"a temperature needs at least {FEWEST} images, and the split has {len(labels)}; {remedy}")
     loss = lambda logarithm: calibration(probabilities, labels, float(np.exp(logarithm))).loss
     bounds = (float(np.log(RANGE[0])), float(np.log(RANGE[1])))
     return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x))

@@ -10,15 +10,15 @@ import numpy as np
 
 from cifar_jax.data import arrays
 from cifar_jax.data.external import check_classes, load_labelled
-from cifar_jax.data.load import load_split
+from cifar_jax.data.load import IMAGE_FOLDER, load_split
 from cifar_jax.errors import InputError
 from cifar_jax.runs import programs, stream
 from cifar_jax.runs.calibration import scale
 from cifar_jax.runs.devices import Placement
 from cifar_jax.runs.log import wait
-from cifar_jax.runs.thresholds import Threshold, rates
+from cifar_jax.runs.thresholds import Threshold, decide, rates
 from cifar_jax.runs.workdir import Run
-from cifar_jax.training.metrics import Evaluation, SplitPredictions, summarise
+from cifar_jax.training.metrics import Evaluation, SplitPredictions, of_confusion, summarise
 from cifar_jax.training.objectives import objective_of
 from cifar_jax.training.state import evaluated_weights
 
@@ -103,12 +103,25 @@ def at_temperature(run: Run, found: SplitPredictions) -> SplitPredictions:
 
 def at_thresholds(run: Run, found: SplitPredictions) -> list[Threshold]:
     """The run's thresholds with their recall and precision on these predictions."""
-    scaled, reached = at_temperature(run, found).probabilities, []
+    chosen, reached = _decisions(run, found), []
     for name, threshold in run.thresholds.items():
         label = run.classes.index(name)
-        recall, precision = rates(scaled[:, label], found.labels == label, threshold.value)
+        recall, precision = rates(chosen == label, found.labels == label, 1)
         reached.append(replace(threshold, recall=recall, precision=precision))
     return reached
+
+
+def by_thresholds(run: Run, found: SplitPredictions, evaluation: Evaluation) -> Evaluation:
+    """The evaluation with the classes that the run's thresholds name in place of the most probable ones."""
+    confusion = np.zeros_like(evaluation.confusion_matrix)
+    np.add.at(confusion, (found.labels, _decisions(run, found)), 1)
+    return replace(evaluation, **of_confusion(confusion))
+
+
+def _decisions(run: Run, found: SplitPredictions) -> np.ndarray:
+    """int64 [N], the classes that `Classifier.predict` names."""
+    values = {name: threshold.value for name, threshold in run.thresholds.items()}
+    return decide(at_temperature(run, found).probabilities, run.classes, values)
 
 
 def _embeddings(run: Run, images: np.ndarray) -> np.ndarray | None:
@@ -149,13 +162,16 @@ def select(
     # A test split that the caller gives may be another one; one that is loaded by name is that of the run.
     known = run.digests.get(source) if data is None or source != "test" else None
     if known and images.digest != known:
-        what = f"the {source} images of data set '{recipe.data.name}' are not those of the run"
+        where = f"'{recipe.data.path}'" if recipe.data.name == IMAGE_FOLDER else f"data set '{recipe.data.name}'"
+        what = f"the {source} images of {where} are not those of the run"
         change = f"some were added, removed or changed ({known[:16]}, now {images.digest[:16]})"
-        remedy = ", or evaluate on them as another data set, with data=" if source == "test" else ""
+        remedy = ", or evaluate on them as another data set (--data, data=)" if source == "test" else ""
         raise InputError(f"{what}: {change}; restore them{remedy}")
     if source == split and split != "train":
         return images.images, images.labels, None
     if split == "validation" and not recipe.data.validation:
-        raise InputError("this run held out no images (data.validation=0), so it has no split 'validation'")
+        raise InputError(
+            "this run held out no images (data.validation=0), so it has no split 'validation'; train with some"
+        )
     chosen = arrays.hold_out(images.labels, recipe.data.validation, recipe.data.seed)[split == "validation"]
     return images.images[chosen], images.labels[chosen], chosen.astype(np.int64)

@@ -58,7 +58,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         if temporary.exists():
             temporary.unlink()
-        raise InputError(f"{path} could not be written: {error}.") from error
+        raise InputError(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def read_json(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from ml_collections import FrozenConfigDict
 
 from cifar_jax import training
 from cifar_jax.data import arrays
-from cifar_jax.data.load import load_splits
+from cifar_jax.data.load import IMAGE_FOLDER, load_splits
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import differences, resolve
 from cifar_jax.runs import pretrained, programs, stream
@@ -152,7 +153,22 @@ def complete_run(request: Request) -> Run | None:
         return None
     if request.context is not None and data_digest(request.context) != record["context"]:
         return None
+    _warn_of_changed_images(request, record["data"])
     return load_run(workdir, **request.functions)
+
+
+def _warn_of_changed_images(request: Request, known: Mapping[str, str]) -> None:
+    """Where the user's folder is no longer what a complete run was trained on. A folder that is gone tells nothing."""
+    data = request.recipe.data
+    if request.data is not None or data.name != IMAGE_FOLDER:
+        return
+    try:
+        splits = load_splits(data, "test" in known, None, request.progress)
+    except InputError:
+        return
+    if changed := [name for name, split in splits.items() if known.get(name, split.digest) != split.digest]:
+        what = f"the {changed[0]} images in '{data.path}' have changed since the run in '{request.workdir}'"
+        warnings.warn(f"{what}; to train on them, name another folder for the run", stacklevel=4)
 
 
 def _is_evaluated(request: Request, run: Run) -> bool:
@@ -194,6 +210,7 @@ def _checked(request: Request) -> tuple[Any, dict[str, arrays.Split], Any, Calla
     if share := recipe.selection.share:
         placement.check("batch_size times selection.share", round(recipe.batch_size * share))
     training.check(recipe, context)
+    _warn_of_a_long_average(recipe)
     steps, limit = _part_steps(request, recipe), stream.part_limit(recipe, data, placement)
     recipe = resolve(recipe, {"part_steps": steps if limit is None else min(steps, limit)})
     if request.evaluate:
@@ -269,6 +286,18 @@ def _resolve(request: Request, data: Mapping[str, arrays.Split], facts: dict[str
         kept = arrays.hold_out(training_set.labels, held_out, recipe.data.seed)[0]
         facts["loss.class_weights"] = balanced_weights(training_set.labels[kept], len(training_set.classes))
     return resolve(recipe, facts)
+
+
+def _warn_of_a_long_average(recipe: Any) -> None:
+    """Where the initial weights are more than a tenth of the moving average at the end."""
+    decay, steps = recipe.average.decay, recipe.epochs * training.steps_per_epoch(recipe)
+    if decay and decay**steps > 0.1:
+        share, better = f"{decay**steps:.0%} of the average are the initial weights", 0.01 ** (1 / steps)
+        what = f"average.decay is {decay}, and the run has {steps} steps: in the end {share}"
+        warnings.warn(
+            f"{what}; take at most {better:.2g}" if better < 0.99 else f"{what}; take at most {better:.3g}",
+            stacklevel=3,
+        )
 
 
 def _is_balanced(recipe: Any) -> bool:

@@ -84,7 +84,10 @@ def _of_run(recipe: Any, functions: Mapping[str, Any], fresh: Any) -> Any:
     classes, replaced = recipe.data.num_classes, source.recipe.data.num_classes != recipe.data.num_classes
     given = {"params": source.state.params, "batch_stats": source.state.batch_stats}
     if str(jax.tree.structure(given)) != str(jax.tree.structure(fresh)):
-        _refuse(recipe.init_from, "is a run of another model; its weights do not fit")
+        theirs, ours = dict(source.recipe.model), dict(recipe.model)
+        fields = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        differ = ", ".join(f"model.{name}: {theirs.get(name)} there, {ours.get(name)} here" for name in fields)
+        _refuse(recipe.init_from, f"is a run of another model ({differ}); its weights do not fit")
 
     def choose(path, new, old):
         if new.shape == old.shape:

@@ -42,17 +42,21 @@ class Evaluation:
         return cls(**{**values, **arrays, "classes": tuple(values["classes"])})
 
     def __str__(self) -> str:
-        """A table, a row for each class."""
-        width = max(len("macro mean"), *map(len, self.classes))
-        rows = [f"{'class':{width}}  precision  recall      F1  images"]
-        figures = zip(self.classes, self.precision, self.recall, self.f1, self.confusion_matrix.sum(1), strict=True)
-        means = ("macro mean", self.macro_precision, self.macro_recall, self.macro_f1, self.count)
-        for name, precision, recall, f1, images in [*figures, means]:
-            rows.append(f"{name:{width}}  {precision:9.2%}  {recall:6.2%}  {f1:6.2%}  {images:6d}")
+        """A table, a row for each class, and a line of figures."""
         summary = f"{self.split} accuracy {self.accuracy:.2%} ({self.count} images), "
         summary += f"top-5 {self.top5_accuracy:.2%}, " if len(self.classes) > 5 else ""
         summary += f"loss {self.loss:.4f}, calibration error {self.expected_calibration_error:.2%}"
-        return "\n".join([*rows, summary])
+        return f"{self.table()}\n{summary}"
+
+    def table(self) -> str:
+        """A row for each class."""
+        width = max(len("macro mean"), *map(len, self.classes))
+        rows = [f"{'class':{width}}  precision   recall       F1  images"]
+        figures = zip(self.classes, self.precision, self.recall, self.f1, self.confusion_matrix.sum(1), strict=True)
+        means = ("macro mean", self.macro_precision, self.macro_recall, self.macro_f1, self.count)
+        for name, precision, recall, f1, images in [*figures, means]:
+            rows.append(f"{name:{width}}  {precision:9.2%}  {recall:7.2%}  {f1:7.2%}  {images:6d}")
+        return "\n".join(rows)
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,6 @@ def summarise(sums: dict[str, Any], classes: tuple[str, ...], split: str, count:
             f"only {confusion.sum()} of {count} images of split '{split}' have a label of the {len(classes)} classes"
         )
         raise InputError(f"{missing}; labels are 0 to {len(classes) - 1}")
-    right = np.diag(confusion)
-    precision, recall = _ratio(right, confusion.sum(0)), _ratio(right, confusion.sum(1))
-    f1 = _ratio(2 * right, confusion.sum(0) + confusion.sum(1))
     images, confidence, correct = np.asarray(sums["calibration"], np.float64).T
     gaps = np.abs(_ratio(correct, images) - _ratio(confidence, images))
     return Evaluation(
@@ -95,17 +96,27 @@ def summarise(sums: dict[str, Any], classes: tuple[str, ...], split: str, count:
         classes=tuple(classes),
         count=count,
         loss=float(sums["loss_sum"]) / count,
-        accuracy=float(right.sum()) / count,
         top5_accuracy=float(sums["top5"]) / count,
-        confusion_matrix=confusion,
-        precision=precision,
-        recall=recall,
-        f1=f1,
-        macro_precision=float(precision.mean()),
-        macro_recall=float(recall.mean()),
-        macro_f1=float(f1.mean()),
         expected_calibration_error=float((gaps * images).sum() / count),
+        **of_confusion(confusion),
     )
+
+
+def of_confusion(confusion: np.ndarray) -> dict[str, Any]:
+    """The fields of an evaluation that follow from its confusion matrix, int64 [C, C]."""
+    right = np.diag(confusion)
+    precision, recall = _ratio(right, confusion.sum(0)), _ratio(right, confusion.sum(1))
+    f1 = _ratio(2 * right, confusion.sum(0) + confusion.sum(1))
+    return {
+        "accuracy": float(right.sum()) / int(confusion.sum()),
+        "confusion_matrix": confusion,
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "macro_precision": float(precision.mean()),
+        "macro_recall": float(recall.mean()),
+        "macro_f1": float(f1.mean()),
+    }
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -211,6 +211,12 @@ def test_threads_that_decode_leave_the_filters_of_warnings_alone(tmp_path):
             "class 'bad' has 1 images to train on, and needs at least 2",
         ),
         (lambda path: folder(path / "test", 9), {}, "has no folder 'train' beside 'test'"),
+        (
+            lambda path: [folder(path / name, 9) for name in ("train", "val")],
+            {},
+            "has a folder 'val'; did you mean 'validation'? rename it",
+        ),
+        (lambda path: folder(path / "training", 9), {}, "has a folder 'training'; did you mean 'train'?"),
         (lambda path: None, {}, "does not exist; name a folder of images"),
         (lambda path: folder(path, 9), {"resize_mode": "sretch"}, "did you mean 'stretch'"),
         (lambda path: folder(path, 9), {"image_size": 0}, "data.image_size is 0; it must be at least 1 pixel"),
@@ -228,8 +234,34 @@ def test_an_image_in_two_classes_is_refused(tmp_path):
     folder(tmp_path / "data", 9)
     shutil.copy(tmp_path / "data" / "good" / "003.png", tmp_path / "data" / "bad" / "copy.png")
     with pytest.raises(
-        cj.InputError, match=r"the same image stands in two classes, as 'bad' \('.*copy.png'\) and as 'good' \("
+        cj.InputError, match=r"the same image stands in two classes: as 'bad' \('.*copy.png'\) and as 'good' \("
     ):
+        load_splits(of(tmp_path / "data"), test=False)
+
+
+def test_images_of_two_classes_are_counted(tmp_path):
+    folder(tmp_path / "data", 9)
+    for number in range(5):
+        shutil.copy(tmp_path / "data" / "good" / f"{number:03d}.png", tmp_path / "data" / "bad" / f"copy{number}.png")
+    with pytest.raises(cj.InputError, match=r"two classes: as .*; as .*; as .*, and 2 more; remove one of each pair"):
+        load_splits(of(tmp_path / "data"), test=False)
+
+
+def test_images_that_are_in_two_splits_are_told_each_time(tmp_path):
+    folder(tmp_path / "data" / "train", 9)
+    folder(tmp_path / "data" / "test", 5)
+    fields = of(tmp_path / "data", validation_share=0.0)
+    for name in COLOURS:  # the images of test are those of train, drawn by the same seeds
+        (tmp_path / "data" / "test" / name / "004.png").unlink()
+    for _ in range(2):  # read, and from the cache
+        with pytest.warns(UserWarning, match=r"8 of 8 test images in .* are train images too: accuracy on them says"):
+            load_splits(fields, test=True)
+
+
+def test_a_folder_without_images_is_told(tmp_path):
+    folder(tmp_path / "data", 9)
+    (tmp_path / "data" / "empty").mkdir()
+    with pytest.warns(UserWarning, match=r"has folders without images, which are no classes: empty"):
         load_splits(of(tmp_path / "data"), test=False)
 
 
@@ -250,6 +282,9 @@ def test_classes_are_matched_by_name(tmp_path):
         ("file,class\na.png,b\n", r"has the columns \['file', 'class'\]; it needs 'path' and 'label'"),
         ("", r"labels.csv' is empty; it needs a line 'path,label'"),
         ("path,label\ngood/000.png,\n", "line 2 of .* has no label; give 'good/000.png' one, or remove it"),
+        ("path,label\n", "names no images to train on; a data set needs images of at least two classes"),
+        ("path,label\ngood/000.png,b\ngood/000.png,b\n", "lines 2 and 3 of .* name 'good/000.png'; remove one"),
+        ("path,label\ngood/000.png,\xdcber\n".encode("latin-1"), "is no text in UTF-8; save it as 'CSV UTF-8'"),
         ("path,label\nnone.png,b\n", "line 2 of .* names 'none.png', which is not a file"),
         ("path,label,split\ngood/000.png,b,tset\n", "line 2 of .* has the split 'tset'; did you mean 'test'"),
         ("path,label,split\ngood/000.png,b,test\ngood/001.png,b,\n", "names the split of some images only"),
@@ -257,7 +292,7 @@ def test_classes_are_matched_by_name(tmp_path):
 )
 def test_a_csv_that_does_not_fit_is_refused(text, answer, tmp_path):
     folder(tmp_path / "data", 3)
-    (tmp_path / "data" / "labels.csv").write_text(text)
+    (tmp_path / "data" / "labels.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(cj.InputError, match=answer):
         load_splits(of(tmp_path / "data" / "labels.csv"), test=False)
 
@@ -293,10 +328,13 @@ def test_test_images_that_changed_after_the_training_are_told_and_shown_nowhere(
     for name, colour in COLOURS.items():
         for number in range(40, 70):
             image(colour, 1000 * len(name) + number).save(tmp_path / "data" / name / f"{number:03d}.png")
-    changed = "the test images of data set 'image_folder' are not those of the run: some were added, removed or changed"
+    changed = "the test images of '.*data' are not those of the run: some were added, removed or changed"
     with pytest.raises(cj.InputError, match=changed):
         cj.evaluate(run, "test", progress=False)
-    page = cj.report(tmp_path / "run", progress=False).read_text()
+    with pytest.warns(UserWarning, match="images in '.*data' have changed since the run in '.*run'; to train on them"):
+        cj.fit(cj.load_recipe("configs/cnn.py", fields), tmp_path / "run", progress=False)
+    with pytest.warns(UserWarning, match="Predictions are missing: the test images"):
+        page = cj.report(tmp_path / "run", progress=False).read_text()
     assert "Predictions are missing: the test images" in page
     assert "most confident errors" not in page
     assert cj.evaluate(run, "test", data=str(tmp_path / "data"), progress=False).count > run.evaluation.count
@@ -312,5 +350,5 @@ def test_a_path_that_nothing_reads_is_refused(tmp_path):
 
 def test_a_test_split_that_is_absent_is_told(tmp_path):
     folder(tmp_path / "data", 9)
-    with pytest.raises(cj.InputError, match=r"has no test images; add a folder 'test', or set data.test_share"):
+    with pytest.raises(cj.InputError, match=r"has no test images; add a folder 'test', set data.test_share where"):
         load_splits(of(tmp_path / "data", test_share=0.0), test=True)

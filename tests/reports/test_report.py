@@ -100,6 +100,10 @@ def test_the_temperature_is_stored_and_applied(workdir, page):
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     expected = powers / powers.sum(-1, keepdims=True)
     np.testing.assert_allclose(classifier.probabilities(DATA["test"].images), expected, rtol=1e-5)
+    probabilities = cj.predictions(cj.load_run(workdir), data=DATA, progress=False).probabilities
+    wrong = probabilities.argmax(-1) != DATA["test"].labels
+    shown = run_report.run_report(cj.load_run(workdir), data=DATA, progress=False).galleries[0].pictures[0].text
+    assert shown.endswith(f"{probabilities[wrong].max():.0%}")
     before, after = cj.calibrate(cj.load_run(workdir), data=DATA, progress=False)
     assert after.loss <= before.loss
     assert f"{temperature:.3f}" in page.text

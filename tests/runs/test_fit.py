@@ -166,6 +166,11 @@ def test_without_stoppable_the_chunk_that_runs_already_is_finished_logged_and_sa
     same(cj.load_run(tmp_path), stopped)
 
 
+def test_an_average_that_outlasts_the_run_is_told():
+    with pytest.warns(UserWarning, match=r"0.99, and the run has 12 steps: in the end 89% .* take at most 0.68"):
+        fit(changes={"average.decay": 0.99}, evaluate=None)
+
+
 def test_an_exception_in_a_callback_ends_the_run_after_saving(tmp_path):
     def fail(event):
         if event.step == 4:

@@ -8,6 +8,7 @@ import pytest
 import cifar_jax as cj
 from cifar_jax import cli
 from cifar_jax.runs import robustness
+from cifar_jax.runs.evaluate import at_thresholds, by_thresholds, evaluate_and_predict
 from cifar_jax.runs.thresholds import Rate, choose_value, decide, rates
 from tests import made
 
@@ -164,8 +165,26 @@ def test_the_command_chooses_stores_and_tells(run_folder, tmp_path, capsys, monk
     assert "'class 2' from a probability of" in capsys.readouterr().out
     page = cj.report(tmp_path / "run", data={"train": made.split(), "validation": made.split(64, seed=1)}).read_text()
     assert "Thresholds, chosen on the validation split, and what they give on the validation split" in page
-    assert "whatever the thresholds below" in page
+    assert "The predicted class is that of the thresholds." in page
+    assert "Each class on the validation split, by the thresholds: accuracy" in page
     assert "recall of 100%" in page
+
+
+def test_what_thresholds_give_is_what_predict_names(run_folder, tmp_path):
+    """With two thresholds an image may reach both, and is named once."""
+    shutil.copytree(run_folder, tmp_path / "run")
+    held_out = made.split(64, seed=1)
+    for name in ("class 1", "class 2"):
+        cj.choose_threshold(cj.load_run(tmp_path / "run"), name, recall=0.9)
+    run = cj.load_run(tmp_path / "run")
+    data = {"train": made.split(), "validation": held_out}
+    evaluation, found = evaluate_and_predict(run, "validation", data=data, progress=False)
+    decided, named = by_thresholds(run, found, evaluation), run.classifier.predict(held_out.images).indices
+    assert decided.accuracy == np.mean(named == held_out.labels) != evaluation.accuracy
+    for threshold in at_thresholds(run, found):
+        label = run.classes.index(threshold.class_name)
+        assert threshold.recall.part == threshold.precision.part == decided.confusion_matrix[label, label]
+        assert threshold.precision.whole == decided.confusion_matrix[:, label].sum()
 
 
 def test_robustness_of_a_run_and_of_an_ensemble(run_folder, monkeypatch):
