@@ -460,7 +460,9 @@ def test_hold_out_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize("count", [50, 60, -1])
 def test_hold_out_refuses(count):
-    with pytest.raises(InputError, match=rf"data.validation={count} .*the training set has 50") as error:
+    with pytest.raises(
+        InputError, match=rf"data.validation={count} .*leave some of the 50 training images; 0 holds out none"
+    ) as error:
         data.hold_out(np.zeros(50, np.int32), count, seed=0)
     _sentence(error)
     with pytest.raises(InputError, match="seed -1"):
