@@ -12,10 +12,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
     parser.add_argument("--metric", default="validation_accuracy", help="what several runs are compared by")
     parser.add_argument("--embedding", default="pca", help="map of the embeddings: pca, tsne or none")
+    parser.add_argument("--figures", action="store_true", help="write them as PNG and SVG too, into a folder figures")
 
 
 def run(options: argparse.Namespace) -> int:
     paths = [Path(path) for path in options.paths]
-    chosen = {"data_dir": options.data_dir, "metric": options.metric, "embedding": options.embedding}
+    chosen = {
+        "data_dir": options.data_dir,
+        "metric": options.metric,
+        "embedding": options.embedding,
+        "figures": options.figures,
+    }
     print(f"wrote {cj.report(paths, options.out, **chosen)}")
     return 0

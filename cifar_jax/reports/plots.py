@@ -4,7 +4,7 @@ Points are runs, bars are 95% intervals of the mean, bands are the range of the 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,12 @@ MOST_CURVES = len(COLOURS)
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
     """Writes the plots and returns their files. Raises InputError where matplotlib is missing or a file cannot be
     written."""
+    return write_figures(figures(comparison), folder)
+
+
+def write_figures(drawn: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Writes each figure under its name, as PNG and SVG. Raises InputError where a file cannot be written."""
     paths = []
-    drawn = figures(comparison)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in drawn.items():

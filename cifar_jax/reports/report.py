@@ -1,7 +1,7 @@
 """report: one page of HTML for a run, or for several runs and studies, without outside resources."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import cifar_jax
 from cifar_jax.errors import InputError, nearest
 from cifar_jax.reports import plots
 from cifar_jax.reports.figures import svg
-from cifar_jax.reports.run_report import EMBEDDINGS, RunReport, run_report
+from cifar_jax.reports.run_report import EMBEDDINGS, Figure, RunReport, run_report
 from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.workdir import load_run
 from cifar_jax.studies.compare import compare
@@ -30,7 +30,7 @@ TEXTS = {
 class ComparisonPart:
     tables: list[Table]
     sentences: list[str]
-    figures: list[tuple[str, str, str]]
+    figures: list[Figure]
 
 
 def report(
@@ -41,12 +41,14 @@ def report(
     data_dir: str | Path | None = None,
     metric: str = "validation_accuracy",
     embedding: str = "pca",
+    figures: bool = False,
     progress: bool = True,
 ) -> Path:
     """Writes report.html for a run (its workdir), or for several runs or studies, and returns its path.
 
     out: the folder of the page; that of the run or study if not given. data: as for `fit`, where the run had the
-    caller's own. metric: what several runs are compared by. embedding: "pca", "tsne" or "none".
+    caller's own. metric: what several runs are compared by. embedding: "pca", "tsne" or "none". figures: whether to
+    write them as PNG and SVG too, into the folder `figures` beside the page.
 
     Raises InputError where a path holds no run, or a library is missing.
     """
@@ -65,6 +67,11 @@ def report(
     else:
         comparison = comparison_part(compare(given, metric=metric))
     path = Path(out or given[0]) / "report.html"
+    if figures:
+        every = [*(comparison.figures if comparison else []), *(figure for run in runs for figure in run.figures)]
+        plots.write_figures(
+            {title.lower().replace(" ", "_"): figure for title, figure, _ in every}, path.parent / "figures"
+        )
     write_bytes(path, page(runs, comparison, " and ".join(map(str, given))).encode())
     return path
 
@@ -75,8 +82,13 @@ def comparison_part(comparison: Comparison) -> ComparisonPart:
     figures = []
     for name, figure in plots.figures(comparison).items():
         title, text = names.get(name, name.removeprefix("axis_")), TEXTS.get(name, TEXTS["axis"])
-        figures.append((title, svg(figure, f"{title}. {text}"), text))
+        figures.append((title, figure, text))
     return ComparisonPart(comparison.tables(), comparison.sentences(), figures)
+
+
+def drawn(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures as elements of a page."""
+    return [(title, svg(figure, f"{title}. {text}"), text) for title, figure, text in figures]
 
 
 def class_table(evaluation: Evaluation, has_thresholds: bool) -> Table:
@@ -129,6 +141,7 @@ def page(runs: Sequence[RunReport], comparison: ComparisonPart | None, title: st
     shown = [
         {
             **vars(run),
+            "figures": drawn(run.figures),
             "class_table": class_table(run.evaluation, bool(run.thresholds)) if run.evaluation else None,
             "calibration_table": calibration_table(run) if run.calibration else None,
             "threshold_table": threshold_table(run, run.evaluation.split)
@@ -139,4 +152,6 @@ def page(runs: Sequence[RunReport], comparison: ComparisonPart | None, title: st
     ]
     contents = [("comparison", "Comparison")] if comparison else []
     contents += [(f"run{number}", run.name) for number, run in enumerate(runs, 1)]
+    if comparison:
+        comparison = replace(comparison, figures=drawn(comparison.figures))
     return render("report.html", title=title, runs=shown, comparison=comparison, contents=contents)

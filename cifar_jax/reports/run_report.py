@@ -14,7 +14,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.process import command_line
 from cifar_jax.recipe import flatten, to_json
 from cifar_jax.reports import gallery
-from cifar_jax.reports.figures import COLOURS, INK, new_figure, svg
+from cifar_jax.reports.figures import COLOURS, INK, new_figure
 from cifar_jax.runs.calibrate import calibrate
 from cifar_jax.runs.calibration import Calibration, calibration, reliability, scale
 from cifar_jax.runs.evaluate import at_temperature, at_thresholds, by_thresholds, evaluate_and_predict, select
@@ -23,6 +23,7 @@ from cifar_jax.runs.workdir import Run, read_predictions
 from cifar_jax.training.metrics import Evaluation, SplitPredictions
 
 MAPPED = 1000  # images on the map of the embeddings
+Figure = tuple[str, Any, str]  # title, a figure of matplotlib, what it shows
 EMBEDDINGS = ("pca", "tsne", "none")
 OVERFIT = 0.01  # nats by which the last validation loss must exceed the least for a sentence about it
 
@@ -41,7 +42,7 @@ class RunReport:
     name: str
     summary: list[tuple[str, str]]
     evaluation: Evaluation | None = None
-    figures: list[tuple[str, str, str]] = field(default_factory=list)  # title, SVG, text
+    figures: list[Figure] = field(default_factory=list)
     calibration: list[tuple[str, Calibration]] = field(default_factory=list)
     thresholds: list[Threshold] = field(default_factory=list)  # with their recall and precision on the split
     galleries: list[Gallery] = field(default_factory=list)
@@ -135,7 +136,7 @@ def overfitting(history: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def curves(run: Run) -> list[tuple[str, str, str]]:
+def curves(run: Run) -> list[Figure]:
     """Loss and accuracy in training and validation, and the learning rate."""
     epochs = [line["epoch"] for line in run.history]
     column = lambda name: [line.get(name) for line in run.history]  # of Any: a column holds numbers, or only None
@@ -156,12 +157,10 @@ def curves(run: Run) -> list[tuple[str, str, str]]:
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
     text = overfitting(run.history)
-    return [
-        ("Learning curves", svg(figure, f"Loss, accuracy and learning rate over {len(epochs)} epochs. {text}"), text)
-    ]
+    return [("Learning curves", figure, f"Loss, accuracy and learning rate over {len(epochs)} epochs. {text}")]
 
 
-def confusion_figure(evaluation: Evaluation, has_thresholds: bool = False) -> tuple[str, str, str]:
+def confusion_figure(evaluation: Evaluation, has_thresholds: bool = False) -> Figure:
     """Shares of each true class, in percent."""
     matrix, classes = evaluation.confusion_matrix, evaluation.classes
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -182,7 +181,7 @@ def confusion_figure(evaluation: Evaluation, has_thresholds: bool = False) -> tu
     text = f"In percent of each true class. The most frequent error: {wrong[row, column]} images of {classes[row]}"
     text += f" are taken for {classes[column]}." if wrong.any() else " are wrong."
     text += " The predicted class is that of the thresholds." if has_thresholds else ""
-    return "Confusion matrix", svg(figure, f"Confusion matrix. {text}"), text
+    return "Confusion matrix", figure, text
 
 
 def add_errors(
@@ -232,7 +231,7 @@ def add_calibration(
     axes.legend(fontsize=8, frameon=False)
     errors = "; ".join(f"{name}: {found.expected_calibration_error:.2%}" for name, found in report.calibration)
     text = f"On the {split} split. Expected calibration error: {errors}."
-    report.figures.append(("Reliability", svg(figure, f"Reliability diagram. {text}"), text))
+    report.figures.append(("Reliability", figure, text))
 
 
 def first_filters(run: Run) -> str | None:
@@ -244,7 +243,7 @@ def first_filters(run: Run) -> str | None:
     return None
 
 
-def embedding_map(run: Run, images: np.ndarray, labels: np.ndarray, method: str) -> tuple[str, str, str]:
+def embedding_map(run: Run, images: np.ndarray, labels: np.ndarray, method: str) -> Figure:
     """At most MAPPED images in two dimensions, coloured by class. Raises InputError where the model has no head."""
     chosen = np.random.RandomState(0).permutation(len(images))[:MAPPED]
     embeddings = run.classifier.embeddings(images[chosen])
@@ -267,7 +266,7 @@ def embedding_map(run: Run, images: np.ndarray, labels: np.ndarray, method: str)
         axes.scatter(*places[own].T, s=9, color=colour, marker=marker, alpha=0.7, linewidths=0, label=name)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     text = f"The input of the last layer of {len(chosen):,} images: {text}."
-    return "Map of the embeddings", svg(figure, f"Map of the embeddings. {text}"), text
+    return "Map of the embeddings", figure, text
 
 
 def facts(run: Run) -> list[tuple[str, str]]:

@@ -122,6 +122,16 @@ def test_a_report_of_a_study_is_its_comparison(tmp_path):
     assert "McNemar" in both.text
 
 
+def test_figures_are_written_beside_the_page(workdir, tmp_path):
+    cj.report(workdir, tmp_path, data=DATA, figures=True, progress=False)
+    names = ("confusion_matrix", "learning_curves", "map_of_the_embeddings", "reliability")
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        f"{name}.{suffix}" for name in names for suffix in ("png", "svg")
+    ]
+    assert (tmp_path / "figures" / "reliability.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "report.html").exists()
+
+
 def test_what_is_missing_is_named(tmp_path):
     """No validation split, no images, no finished training."""
     path = tmp_path / "run"
