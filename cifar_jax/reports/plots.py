@@ -4,6 +4,7 @@ Points are runs, bars are 95% intervals of the mean, bands are the range of the 
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from cifar_jax.runs.log import read_metrics
 from cifar_jax.studies.comparison import SIGNIFICANT, Comparison, Row
 from cifar_jax.studies.tables import Form, form_of
 
-MOST_CURVES = len(COLOURS)
+MOST_CURVES = 7  # the base and six others, each with a colour of its own
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
@@ -86,9 +87,9 @@ def differences_figure(comparison: Comparison) -> Any:
         options = {"fmt": "o", "color": COLOURS[0], "markerfacecolor": fill, "markersize": 6, "capsize": 3}
         axes.errorbar(difference, place, xerr=error, linewidth=1.2, **options)
     axes.axvline(0, color=INK, linewidth=0.8, linestyle="--")
-    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [wrapped(row.name) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(f"difference from {comparison.base}{' (points)' if form.unit else ''}")
+    axes.set_xlabel(wrapped(f"difference{' in points' if form.unit else ''} from {comparison.base}"))
     return figure
 
 
@@ -172,8 +173,14 @@ def _mean(axes: Any, row: Row, form: Form, place: float, colour: str, horizontal
 
 
 def title_of(row: Row) -> str:
-    """The name of an arm, with a mark on the base."""
-    return f"{row.name} (base)" if row.is_base and row.name != "base" else row.name
+    """The name of an arm, wrapped, with a mark on the base."""
+    name = wrapped(row.name)
+    return f"{name} (base)" if row.is_base and row.name != "base" else name
+
+
+def wrapped(text: str) -> str:
+    """In at most two lines of 38 characters: runs of several studies may differ in many fields."""
+    return "\n".join(textwrap.wrap(text, 38, max_lines=2, placeholder=" ..."))
 
 
 def scaled(form: Form, values: Sequence[float]) -> np.ndarray:

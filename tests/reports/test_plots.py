@@ -2,6 +2,8 @@
 
 import json
 import sys
+import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -63,6 +65,23 @@ def test_the_points_are_the_figures_of_the_table(tmp_path):
     assert shown == pytest.approx([100 * row.paired.difference for row in comparison.rows[1:]])
     curves = plots.curves_figure(comparison).axes[0]
     assert curves.lines[0].get_ydata()[-1] == pytest.approx(100 * comparison.rows[0].summary.mean)
+
+
+def test_long_names_leave_room_for_what_they_name(tmp_path):
+    """Runs of two studies differ in many fields, and their names with them."""
+    comparison = compare(grid(tmp_path))
+    rows = [replace(row, name=", ".join(f"field{number}={row.name}" for number in range(9))) for row in comparison.rows]
+    comparison = replace(comparison, rows=tuple(rows), base=rows[0].name)
+    for draw in (plots.arms_figure, plots.differences_figure, plots.curves_figure):
+        figure = draw(comparison)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # matplotlib warns where the axes would have no room
+            figure.draw_without_rendering()
+        (axes,), (width, height) = figure.axes, figure.get_size_inches() * figure.dpi
+        assert axes.get_position().width > 0.4
+        named = axes.get_legend().get_texts() if axes.get_legend() else axes.get_yticklabels()
+        boxes = [text.get_window_extent() for text in (axes.xaxis.label, *named)]
+        assert all(box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1 for box in boxes)
 
 
 def test_runs_without_a_history_have_no_curves(tmp_path):
