@@ -18,6 +18,7 @@ from cifar_jax.reports.figures import COLOURS, INK, new_figure
 from cifar_jax.runs.calibrate import calibrate
 from cifar_jax.runs.calibration import Calibration, calibration, reliability, scale
 from cifar_jax.runs.evaluate import at_temperature, at_thresholds, by_thresholds, evaluate_and_predict, select
+from cifar_jax.runs.files import read_json
 from cifar_jax.runs.thresholds import Threshold
 from cifar_jax.runs.workdir import Run, read_predictions
 from cifar_jax.training.metrics import Evaluation, SplitPredictions
@@ -270,6 +271,12 @@ def embedding_map(run: Run, images: np.ndarray, labels: np.ndarray, method: str)
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """What the run was made of."""
-    digests = [(f"data, {split}", digest) for split, digest in sorted(run.digests.items())]
-    return [*digests, ("read by", f"Python {platform.python_version()}, jax {jax.__version__}")]
+    """What the run was made of: digests of its data, and the environment that it began in."""
+    lines = [(f"data, {split}", digest) for split, digest in sorted(run.digests.items())]
+    path = run.workdir / "environment.json" if run.workdir else None
+    if path and path.exists():
+        stored = read_json(path)
+        versions = ", ".join(f"{name} {version}" for name, version in stored["packages"].items())
+        lines.append(("trained with", f"Python {stored['python']}, {versions}"))
+        lines.append(("trained on", f"{', '.join(stored['devices'])}; {stored['platform']}"))
+    return [*lines, ("read by", f"Python {platform.python_version()}, jax {jax.__version__}")]

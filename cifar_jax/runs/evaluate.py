@@ -120,8 +120,7 @@ def by_thresholds(run: Run, found: SplitPredictions, evaluation: Evaluation) -> 
 
 def _decisions(run: Run, found: SplitPredictions) -> np.ndarray:
     """int64 [N], the classes that `Classifier.predict` names."""
-    values = {name: threshold.value for name, threshold in run.thresholds.items()}
-    return decide(at_temperature(run, found).probabilities, run.classes, values)
+    return decide(at_temperature(run, found).probabilities, run.classes, run.classifier.thresholds)
 
 
 def _embeddings(run: Run, images: np.ndarray) -> np.ndarray | None:

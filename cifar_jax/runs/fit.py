@@ -294,10 +294,7 @@ def _warn_of_a_long_average(recipe: Any) -> None:
     if decay and decay**steps > 0.1:
         share, better = f"{decay**steps:.0%} of the average are the initial weights", 0.01 ** (1 / steps)
         what = f"average.decay is {decay}, and the run has {steps} steps: in the end {share}"
-        warnings.warn(
-            f"{what}; take at most {better:.2g}" if better < 0.99 else f"{what}; take at most {better:.3g}",
-            stacklevel=3,
-        )
+        warnings.warn(f"{what}; take at most {better:.3g}", stacklevel=3)
 
 
 def _is_balanced(recipe: Any) -> bool:

@@ -47,7 +47,6 @@ from cifar_jax.runs.thresholds import Threshold
 from cifar_jax.training.metrics import Evaluation, SplitPredictions
 
 FORMAT = 1
-DROPPED = "the temperature and the thresholds were chosen at an earlier step, and are dropped"
 CHOSEN = ("temperature", "thresholds")  # on the validation split, see `calibrate`
 EVALUATIONS = {"test": "evaluation.json", "validation": "evaluation_validation.json"}
 PREDICTIONS = {"test": "predictions.npz", "validation": "predictions_validation.npz"}
@@ -173,7 +172,8 @@ class Workdir:
         """
         if step > self.record["step"]:
             if self.record.keys() & set(CHOSEN):
-                warnings.warn(f"{DROPPED}; calibrate the run again at its end", stacklevel=2)
+                what = "the temperature and the thresholds were chosen at an earlier step, and are dropped"
+                warnings.warn(f"{what}; calibrate the run again at its end", stacklevel=2)
             stale = {*EVALUATIONS.values(), *PREDICTIONS.values()}
             files = {name: digest for name, digest in self.record["files"].items() if name not in stale}
             self.record = {name: fact for name, fact in self.record.items() if name not in CHOSEN} | {"files": files}

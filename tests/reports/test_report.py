@@ -1,5 +1,6 @@
 """Pages about runs and studies: what stands in them, that they need nothing else, and what is missing is named."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -56,8 +57,10 @@ def test_a_report_of_a_run_has_all_its_parts(workdir, page):
         "This command repeats the run", "All fields of the recipe", "negative log-likelihood", "macro mean",
     ):  # fmt: skip
         assert part in page.text, part
-    run = cj.load_run(workdir)
+    run, environment = cj.load_run(workdir), json.loads((workdir / "environment.json").read_text())
     assert f"{run.evaluation.accuracy:.2%} of 40 images" in page.text
+    assert f"Python {environment['python']}, jax {environment['packages']['jax']}, jaxlib" in page.text
+    assert f"{environment['devices'][0]}" in page.text
     assert run.digests["train"] in page.text
     assert "recipe.json" in page.text
     wrong = int((~read_predictions(workdir, "test").correct).sum())
@@ -84,6 +87,24 @@ def test_a_page_can_be_read_without_seeing_it(page):
     assert len(ids) == len(set(ids))
     targets = {link["href"][1:] for link in page.all("a")}
     assert targets <= set(ids)
+
+
+def luminance(colour):
+    """Relative, of "#rrggbb" (WCAG 2.2)."""
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+def test_text_stands_out_from_its_ground(workdir, page, mode):
+    """A contrast of 4.5 at least (WCAG 2.2, 1.4.3), in both modes."""
+    style = re.findall(r":root \{([^}]*)\}", (workdir / "report.html").read_text())[mode]
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", style))
+    for text in ("ink", "soft", "mark"):
+        for ground in ("page", "card"):
+            light, dark = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
 
 
 def test_figures_take_the_colours_of_the_page(workdir, page):
@@ -199,7 +220,7 @@ def test_overfitting_is_told_from_where_and_by_how_much():
 # What a page says of itself: its width, that of the window, how many parts scroll, the height of the recipe's fields.
 PROBE = """<script>
 const scrolling = [...document.querySelectorAll(".scroll")].filter(each => each.scrollWidth > each.clientWidth + 1);
-const fields = document.querySelector("details > dl");
+const fields = document.querySelector("details > dl").parentElement;
 const root = document.documentElement;
 const found = [root.scrollWidth, window.innerWidth, scrolling.length, fields.getBoundingClientRect().height];
 parent.postMessage(found.map(Math.round).join(" "), "*");
@@ -235,7 +256,7 @@ def test_a_browser_renders_the_page_without_overflow(width, workdir, page, tmp_p
 def test_on_paper_nothing_is_hidden(workdir, page, tmp_path):
     """718 pixels are the width of A4 within its margins. Nothing scrolls, and what is closed on the screen is open."""
     text = (workdir / "report.html").read_text()
-    assert rendered(text, 718, tmp_path)[2:] != (0, 0)
+    assert rendered(text, 718, tmp_path)[3] < 50  # the summary alone
     whole, shown, scrolling, fields = rendered(text.replace("@media print", "@media all"), 718, tmp_path)
     assert (whole, shown, scrolling) == (718, 718, 0)
     assert fields > 500
