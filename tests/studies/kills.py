@@ -1,6 +1,6 @@
 """Workers of a search that are killed at random moments, on made-up data.
 
-    python -m tests.studies.kills --kills=20 [--postgres]    # prints what became of the trials
+    python -m tests.studies.kills --kills=20 [--postgres]    # prints what became of the trials, as JSON
 
 The suite does it with a few kills. Two workers train trials of tiny networks; kill -9 ends one of them at a random
 moment, and another takes its place. In the end both are killed, and one worker is started.
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,8 @@ def main() -> None:
             options.storage = stack.enter_context(postgres.server())
         result, figures = kill_workers(Path(folder) / "kills", options.storage, options.kills, options.seed)
         figures["continued and equal to a run that nobody killed"] = check(result)
+        figures["storage"] = "PostgreSQL" if options.postgres else options.storage or "SQLite"
+        figures["versions"] = {name: version(name) for name in ("optuna", "sqlalchemy", "jax")}
     print(json.dumps(figures, indent=2))
 
 
