@@ -169,7 +169,7 @@ def variables(name, classes=5):
 def program(name, train, **fields):
     model = build(name, **fields)
     apply = lambda v, x, key: model.apply(v, x, train=train, mutable=["batch_stats"], rngs={"dropout": key})
-    return jit(apply)
+    return jit(apply, fields.get("dtype", "float32"))
 
 
 def shapes(name, x, **fields):
@@ -185,7 +185,8 @@ def gradients(name, **fields):
         logits, _ = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
         return cross_entropy(logits, targets).mean()
 
-    return jit(lambda variables, images: jax.grad(loss)(variables["params"], variables, images))
+    gradient = lambda variables, images: jax.grad(loss)(variables["params"], variables, images)
+    return jit(gradient, fields.get("dtype", "float32"))
 
 
 @functools.cache
