@@ -18,6 +18,7 @@ class Picture:
     source: str  # data URI
     text: str  # for those who cannot see it, and below it
     detail: str
+    name: str = ""  # what the image can be found by
 
 
 def data_uri(image: np.ndarray) -> str:
@@ -29,12 +30,14 @@ def data_uri(image: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def picture(image: np.ndarray, label: int, probabilities: np.ndarray, classes: Sequence[str]) -> Picture:
+def picture(
+    image: np.ndarray, label: int, probabilities: np.ndarray, classes: Sequence[str], name: str = ""
+) -> Picture:
     predicted = int(np.argmax(probabilities))
     said = f"{classes[predicted]} {probabilities[predicted]:.0%}"
     if predicted == label:
-        return Picture(data_uri(image), said, "correct")
-    return Picture(data_uri(image), said, f"is {classes[label]} ({probabilities[label]:.0%})")
+        return Picture(data_uri(image), said, "correct", name)
+    return Picture(data_uri(image), said, f"is {classes[label]} ({probabilities[label]:.0%})", name)
 
 
 def confident_errors(labels: np.ndarray, probabilities: np.ndarray, count: int = SHOWN) -> np.ndarray:

@@ -1,8 +1,9 @@
 """What a report says of one run: curves, errors, calibration, galleries, filters, a map of the embeddings."""
 
+import os
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from cifar_jax.data.load import IMAGE_FOLDER, image_files, load_split
 from cifar_jax.errors import InputError
 from cifar_jax.process import command_line
 from cifar_jax.recipe import flatten, to_json
@@ -17,7 +19,14 @@ from cifar_jax.reports import gallery
 from cifar_jax.reports.figures import COLOURS, INK, new_figure
 from cifar_jax.runs.calibrate import calibrate
 from cifar_jax.runs.calibration import Calibration, calibration, reliability, scale
-from cifar_jax.runs.evaluate import at_temperature, at_thresholds, by_thresholds, evaluate_and_predict, select
+from cifar_jax.runs.evaluate import (
+    at_temperature,
+    at_thresholds,
+    by_thresholds,
+    evaluate_and_predict,
+    select,
+    source_of,
+)
 from cifar_jax.runs.files import read_json
 from cifar_jax.runs.thresholds import Threshold
 from cifar_jax.runs.workdir import Run, read_predictions
@@ -73,13 +82,14 @@ def run_report(
     split = run.evaluation.split if run.evaluation else "validation" if _has_validation(run) else "test"
     options: dict[str, Any] = {"data": data, "data_dir": data_dir, "progress": progress}
     try:
-        images, labels, _ = select(run, split, data, data_dir, progress)
+        images, labels, places = select(run, split, data, data_dir, progress)
         evaluation, predictions = _predictions(run, split, labels, options)
         temperatures = find_temperatures(report, run, options)  # first: the galleries and thresholds are at it
         if run.thresholds:
             report.thresholds, evaluation = at_thresholds(run, predictions), by_thresholds(run, predictions, evaluation)
         report.evaluation = evaluation
-        add_errors(report, run, images, at_temperature(run, predictions), evaluation)
+        names = image_names(run, split, range(len(labels)) if places is None else places, **options)
+        add_errors(report, run, images, names, at_temperature(run, predictions), evaluation)
         add_calibration(report, predictions, split, temperatures)
         if embedding != "none":
             report.figures.append(embedding_map(run, images, predictions.labels, embedding))
@@ -185,12 +195,29 @@ def confusion_figure(evaluation: Evaluation, has_thresholds: bool = False) -> Fi
     return "Confusion matrix", figure, text
 
 
+def image_names(
+    run: Run, split: str, places: Iterable[int], data: Mapping[str, Any] | None, data_dir: Any, progress: bool
+) -> list[str]:
+    """What each image can be found by: its file in the data set's folder, or its number in the data set's split."""
+    source, settings = source_of(run, split), run.recipe.data
+    if data is not None or settings.name != IMAGE_FOLDER:
+        return [f"{source} {place}" for place in places]
+    own = {source: load_split(settings, source, data_dir, progress)}
+    files = image_files(settings, own, progress)[source]
+    return [os.path.relpath(files[place], settings.path) for place in places]
+
+
 def add_errors(
-    report: RunReport, run: Run, images: np.ndarray, predictions: SplitPredictions, evaluation: Evaluation
+    report: RunReport,
+    run: Run,
+    images: np.ndarray,
+    names: Sequence[str],
+    predictions: SplitPredictions,
+    evaluation: Evaluation,
 ) -> None:
     """The confusion matrix and the galleries."""
-    labels, probabilities = predictions.labels, predictions.probabilities
-    shown = lambda chosen: [gallery.picture(images[i], labels[i], probabilities[i], run.classes) for i in chosen]
+    labels, probabilities, classes = predictions.labels, predictions.probabilities, run.classes
+    shown = lambda chosen: [gallery.picture(images[i], labels[i], probabilities[i], classes, names[i]) for i in chosen]
     report.figures.append(confusion_figure(evaluation, bool(run.thresholds)))
     report.galleries = [
         Gallery("The most confident errors", "Wrong, with the highest probability.",

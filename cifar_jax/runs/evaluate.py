@@ -139,6 +139,11 @@ def check_predicts(recipe: Any, split: str) -> None:
         )
 
 
+def source_of(run: Run, split: str) -> str:
+    """The data set's split with the images of the run's `split`: "train" where validation is held out of it."""
+    return split if split == "test" or (split == "validation" and "validation" in run.digests) else "train"
+
+
 def select(
     run: Run, split: str, data: Mapping[str, Any] | str | None, data_dir: Any, progress: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -148,8 +153,7 @@ def select(
     if isinstance(data, str):
         shape, mode = tuple(recipe.data.image_shape), recipe.data.get("resize_mode", "stretch")
         return *load_labelled(data, split, run.classes, shape, mode, data_dir, progress), None
-    own = "validation" in run.digests
-    source = split if split == "test" or (split == "validation" and own) else "train"
+    source = source_of(run, split)
     if data is not None:
         if source not in data:
             raise InputError(f"data has no split '{source}'; it has {', '.join(map(repr, data))}")

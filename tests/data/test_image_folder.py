@@ -13,6 +13,7 @@ from cifar_jax.data.decoding import decode
 from cifar_jax.data.image_folder import Settings, read_folder
 from cifar_jax.data.load import load_splits
 from tests import made
+from tests.reports.test_report import pictures
 
 COLOURS = {"bad": (200, 40, 40), "good": (40, 180, 40)}
 
@@ -311,7 +312,14 @@ def test_a_folder_is_trained_evaluated_and_reported(tmp_path):
     assert run.evaluation.accuracy > 0.9
     assert set(run.digests) == {"train", "validation", "test"}
     assert cj.evaluate(run, "validation", progress=False).accuracy > 0.9
-    assert "Predictions are missing" not in cj.report(tmp_path / "run", progress=False).read_text()
+    page = cj.report(tmp_path / "run", progress=False).read_text()
+    assert "Predictions are missing" not in page
+    shown = pictures(page)
+    assert {name.split("/")[0] for _, name in shown} == {"bad", "good"}
+    decoded = read_folder(settings(tmp_path / "data", test_share=0.2, validation_share=0.1), progress=False)
+    of_file = dict(zip(decoded.files["test"], decoded.images["test"], strict=True))
+    for pixels, name in shown:
+        np.testing.assert_array_equal(pixels, of_file[tmp_path / "data" / name])
     shutil.move(tmp_path / "data", tmp_path / "moved")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,5 +1,8 @@
 """Pages about runs and studies: what stands in them, that they need nothing else, and what is missing is named."""
 
+import base64
+import html
+import io
 import json
 import re
 import shutil
@@ -9,6 +12,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import cifar_jax as cj
 from cifar_jax.reports import gallery, run_report
@@ -67,6 +71,26 @@ def test_a_report_of_a_run_has_all_its_parts(workdir, page):
     assert page.text.count("predicted") < len(page.all("img"))  # alternatives are no text
     errors = [image for image in page.all("img") if ", is " in image["alt"]]
     assert len(errors) >= min(wrong, gallery.SHOWN)
+
+
+def pictures(text):
+    """(pixels, name) of each picture of the galleries."""
+    form = r'<li><img src="data:image/png;base64,([^"]+)"[^>]*>(?:(?!</li>).)*<span class="name">([^<]+)</span></li>'
+    found = re.findall(form, text)
+    return [
+        (np.asarray(Image.open(io.BytesIO(base64.b64decode(source)))), html.unescape(name)) for source, name in found
+    ]
+
+
+@pytest.mark.parametrize(("split", "source"), [("test", "test"), ("validation", "train")])
+def test_pictures_are_named_by_their_place_in_the_data_set(tmp_path, split, source):
+    run = cj.fit(cj.override(made.recipe(FIELDS), {"epochs": 1}), tmp_path, data=DATA, evaluate=split, progress=False)
+    shown = pictures(cj.report(run.workdir, data=DATA, progress=False).read_text())
+    assert len(shown) > 24
+    for pixels, name in shown:
+        origin, _, place = name.partition(" ")
+        assert origin == source
+        np.testing.assert_array_equal(pixels.reshape(8, 8, -1), DATA[source].images[int(place)])
 
 
 def test_a_page_needs_nothing_from_outside(page):
