@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cifar_jax.studies.compare import compare
     from cifar_jax.studies.sweep import ablate, sweep
     from cifar_jax.studies.tune import tune
+    from cifar_jax.studies.tuned import load_search
     from cifar_jax.training.objectives import Batch, Objective
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ MODULES = {
     "load_index": "inference.index_files",
     "load_recipe": "runs.recipes",
     "load_run": "runs.workdir",
+    "load_search": "studies.tuned",
     "override": "recipe",
     "predictions": "runs.evaluate",
     "prepare_process": "process",
@@ -97,6 +99,7 @@ __all__ = [
     "load_index",
     "load_recipe",
     "load_run",
+    "load_search",
     "override",
     "predictions",
     "prepare_process",

@@ -43,7 +43,8 @@ PACKAGES: dict[str, list[str]] = {
         "storage", "trials", "hyperband", "pruning", "tune_file", "recipe_file", "tuned", "tune", "worker",
     ],
     "reports": [
-        "sinks", "figures", "plots", "gallery", "run_report", "report", "audit_folds", "audit_accuracy", "audit_labels",
+        "sinks", "figures", "plots", "gallery", "run_report", "search_part", "report", "audit_folds",
+        "audit_accuracy", "audit_labels",
         "audit_models", "audit_result", "audit_tables", "audit_page", "audit",
     ],
     "commands": ["values", "studies", "*"],

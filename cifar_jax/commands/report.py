@@ -1,4 +1,4 @@
-"""Write report.html about a run, or about several runs and studies: one page without outside resources."""
+"""Write report.html about a run, several runs and studies, or a search: one page without outside resources."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,9 @@ import cifar_jax as cj
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", metavar="FOLDER", help="the workdir of a run; or several, or studies")
+    parser.add_argument(
+        "paths", nargs="+", metavar="FOLDER", help="workdir of a run; or several, or studies; or a search"
+    )
     parser.add_argument("--out", help="folder of the page; that of the run or study if not given")
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
     parser.add_argument("--metric", default="validation_accuracy", help="what several runs are compared by")

@@ -11,8 +11,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 INK, GRID = "#101112", "#dcdddf"  # become the page's own where a figure stands in one
 
 
-def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure in inches and its axes, without the global state of pyplot.
+def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """A figure in inches and its axes, an array of them where there are several, without the global state of pyplot.
 
     Raises InputError where matplotlib is missing.
     """
@@ -22,8 +22,8 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]
         remedy = "install it with pip install -c constraints.txt -e '.[report]'"
         raise InputError(f"plots need matplotlib, which is not installed; {remedy}") from error
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns)
-    for each in [axes] if columns == 1 else axes:
+    axes = figure.subplots(rows, columns)
+    for each in [axes] if rows * columns == 1 else axes.flat:
         each.spines[["top", "right"]].set_visible(False)
         each.grid(color=GRID, linewidth=0.6)
         each.set_axisbelow(True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import cifar_jax
 from cifar_jax.errors import InputError, nearest
-from cifar_jax.reports import plots
+from cifar_jax.reports import plots, search_part
 from cifar_jax.reports.figures import svg
 from cifar_jax.reports.run_report import EMBEDDINGS, Figure, RunReport, run_report
 from cifar_jax.runs.files import write_bytes
@@ -16,6 +16,7 @@ from cifar_jax.studies.compare import compare
 from cifar_jax.studies.comparison import Comparison
 from cifar_jax.studies.study_file import read_study
 from cifar_jax.studies.tables import Table
+from cifar_jax.studies.tuned import Tuned, load_search
 from cifar_jax.training.metrics import Evaluation
 
 TEXTS = {
@@ -27,10 +28,15 @@ TEXTS = {
 
 
 @dataclass
-class ComparisonPart:
+class StudyPart:
+    """A comparison, or a search."""
+
+    title: str
     tables: list[Table]
     sentences: list[str]
     figures: list[Figure]
+    command: str = ""  # trains the best recipe of a search
+    recipe: str = ""  # the file of that recipe
 
 
 def report(
@@ -44,7 +50,8 @@ def report(
     figures: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Writes report.html for a run (its workdir), or for several runs or studies, and returns its path.
+    """Writes report.html for a run (its workdir), for several runs or studies, or for a search by `tune`, and returns
+    its path.
 
     out: the folder of the page; that of the run or study if not given. data: as for `fit`, where the run had the
     caller's own. metric: what several runs are compared by. embedding: "pca", "tsne" or "none". figures: whether to
@@ -60,30 +67,42 @@ def report(
     if out is None and len(given) > 1:
         raise InputError("a report of several runs needs a folder; give out='reports/NAME'")
     runs: list[RunReport] = []
-    comparison = None
+    study = None
     if len(given) == 1 and not read_study(given[0]) and (given[0] / "run.json").exists():
         options: dict[str, Any] = {"data": data, "data_dir": data_dir, "embedding": embedding, "progress": progress}
         runs = [run_report(load_run(given[0]), **options)]
+    elif len(given) == 1 and (given[0] / "tune.json").exists():
+        study = search_report(load_search(given[0]))
     else:
-        comparison = comparison_part(compare(given, metric=metric))
+        study = comparison_part(compare(given, metric=metric))
     path = Path(out or given[0]) / "report.html"
     if figures:
-        every = [*(comparison.figures if comparison else []), *(figure for run in runs for figure in run.figures)]
+        every = [*(study.figures if study else []), *(figure for run in runs for figure in run.figures)]
         plots.write_figures(
             {title.lower().replace(" ", "_"): figure for title, figure, _ in every}, path.parent / "figures"
         )
-    write_bytes(path, page(runs, comparison, " and ".join(map(str, given))).encode())
+    write_bytes(path, page(runs, study, " and ".join(map(str, given))).encode())
     return path
 
 
-def comparison_part(comparison: Comparison) -> ComparisonPart:
+def search_report(found: Tuned) -> StudyPart:
+    """All trials, figures, and the best recipe."""
+    part = StudyPart(
+        "Search", [found.table(len(found.trials))], search_part.sentences(found), search_part.figures(found)
+    )
+    if (best := found.folder / "best.py").exists():
+        part.command, part.recipe = search_part.command(found), best.read_text()
+    return part
+
+
+def comparison_part(comparison: Comparison) -> StudyPart:
     """Tables, conclusions and plots of `compare`."""
     names = {"arms": "Arms", "differences": "Differences from the base", "curves": "Learning curves"}
     figures = []
     for name, figure in plots.figures(comparison).items():
         title, text = names.get(name, name.removeprefix("axis_")), TEXTS.get(name, TEXTS["axis"])
         figures.append((title, figure, text))
-    return ComparisonPart(comparison.tables(), comparison.sentences(), figures)
+    return StudyPart("Comparison", comparison.tables(), comparison.sentences(), figures)
 
 
 def drawn(figures: Sequence[Figure]) -> list[Figure]:
@@ -136,7 +155,7 @@ def render(name: str, **values: Any) -> str:
     return environment.get_template(name).render(version=cifar_jax.__version__, **values)
 
 
-def page(runs: Sequence[RunReport], comparison: ComparisonPart | None, title: str) -> str:
+def page(runs: Sequence[RunReport], study: StudyPart | None, title: str) -> str:
     """The page. Raises InputError where Jinja2 is missing."""
     shown = [
         {
@@ -150,8 +169,8 @@ def page(runs: Sequence[RunReport], comparison: ComparisonPart | None, title: st
         }
         for run in runs
     ]
-    contents = [("comparison", "Comparison")] if comparison else []
+    contents = [("study", study.title)] if study else []
     contents += [(f"run{number}", run.name) for number, run in enumerate(runs, 1)]
-    if comparison:
-        comparison = replace(comparison, figures=drawn(comparison.figures))
-    return render("report.html", title=title, runs=shown, comparison=comparison, contents=contents)
+    if study:
+        study = replace(study, figures=drawn(study.figures))
+    return render("report.html", title=title, runs=shown, study=study, contents=contents)

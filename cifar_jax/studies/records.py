@@ -196,6 +196,9 @@ def _workdirs(path: Path) -> list[Path]:
         return found
     if (path / "run.json").exists():
         return [path]
+    if (path / "tune.json").exists():
+        remedy = f"trials.csv has them, and `report {path}` shows them; give folders below {path / 'trials'} to compare"
+        raise InputError(f"'{path}' is a search by tune, whose trials are no repeated runs: {remedy}")
     found = sorted(child.parent for child in path.glob("**/run.json"))
     if not found:
         fault = "holds no run (no run.json)" if path.exists() else "does not exist"

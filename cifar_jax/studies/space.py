@@ -241,6 +241,19 @@ def searched_fields(space: Mapping[str, Any]) -> set[str]:
     return set().union(*(inside(*item) if isinstance(item[1], Alternatives) else {item[0]} for item in space.items()))
 
 
+def ranges(space: Mapping[str, Any]) -> dict[str, Choice | Range]:
+    """Name of each parameter of Optuna -> its values."""
+    found: dict[str, Choice | Range] = {}
+    for path, values in space.items():
+        if isinstance(values, Alternatives):
+            found[f"{path}.name"] = Choice(tuple(section["name"] for section in values.sections))
+            for section in values.sections:
+                found |= ranges({f"{path}.{section['name']}.{field}": inner for field, inner in section.items()})
+        elif isinstance(values, Choice | Range):
+            found[path] = values
+    return found
+
+
 def to_json(space: Mapping[str, Any]) -> dict[str, Any]:
     """The space as JSON, for the workers of a search."""
     kinds = {Choice: "choice", Range: "range", Alternatives: "alternatives"}

@@ -160,7 +160,6 @@ class Search:
         passed = {"data": self.options.data, "context": self.options.context, **self.options.functions}
         check_passed(engine, passed, self.options.max_hours)
         self.open()
-        tune_file.write_space(self.folder, to_json(self.space))
         options = {name: getattr(self.options, name) for name in ("light", "max_hours", "data_dir")}
         code = run_search(engine, self.folder, count, self.given_address, self._say, self._over, **options)
         with storage.queue_lock(self.folder):
@@ -190,6 +189,7 @@ class Search:
             facts = {"storage": where, "definition": self.definition.to_json(), **self.facts}
             more = {"direction": METRICS[self.metric], "pruner": pruning.make_pruner(self.pruner, self.recipe.epochs)}
             self.study = tune_file.open_study(self.folder, self.stored, facts, self.address, **more)
+            tune_file.write_space(self.folder, to_json(self.space))
 
     def work(self, count: int) -> None:
         """Trains trials until the study has `count` of them, or the hours are over. Trials that this process cannot

@@ -3,7 +3,7 @@
 tune.json     format, "id", whether it is "begun" in the storage, "storage": its address without a password or null for
               trials.db, "definition" (see `definition`) and the search: "space", "metric", "sampler", "pruner"; and
               "digest" of all this
-space.json    the same space, for the workers of an engine
+space.json    the same space, for those who have no file of it: the workers of an engine, and `load_search`
 trials.db     the trials, where no other storage was asked for (see `storage`)
 trials.csv    the same trials, for other programs
 best.py       the recipe of the best trial
@@ -45,7 +45,7 @@ def read_tune(folder: Path) -> dict[str, Any] | None:
 
 
 def write_space(folder: Path, values: dict[str, Any]) -> None:
-    """The search space for workers, who have no file of it."""
+    """The search space, for those who have no file of it."""
     write_sealed(folder / SPACE, {"space": values})
 
 
@@ -53,11 +53,9 @@ def read_space(folder: Path) -> dict[str, Any]:
     """What `write_space` was given. Raises InputError where it is missing or damaged."""
     path = folder / SPACE
     if not path.exists():
-        raise InputError(
-            f"'{folder}' has no {SPACE}, which tune writes for workers; begin with --processes or --engine"
-        )
+        raise InputError(f"'{folder}' has no {SPACE}; the tune command that began the search writes it")
     if (stored := unsealed(read_json(path))) is None:
-        raise InputError(f"{path} is damaged, or was changed; the tune command with its engine writes it again")
+        raise InputError(f"{path} is damaged, or was changed; the tune command that began the search writes it again")
     return dict(stored["space"])
 
 
@@ -112,8 +110,7 @@ def open_study(folder: Path, stored: dict[str, Any] | None, facts: dict[str, Any
     stored = stored or {"format": FORMAT, "id": uuid.uuid4().hex, "begun": False, **facts}
     there = check_owner(storage, address, name, stored["id"])
     if stored["begun"] and not there:
-        where = f"storage '{shown(address)}' holds no study '{name}', which '{folder}' began in it"
-        raise InputError(f"{where}; correct the address, or restore the database")
+        raise _lost(folder, address)
     if not stored["begun"]:
         write_sealed(folder / FILE, stored)
     study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, **more)
@@ -121,6 +118,21 @@ def open_study(folder: Path, stored: dict[str, Any] | None, facts: dict[str, Any
         study.set_user_attr(IDENTITY, stored["id"])
         write_sealed(folder / FILE, {**stored, "begun": True})
     return study
+
+
+def find_study(folder: Path, stored: dict[str, Any], address: Any) -> Any:
+    """Optuna's study of the folder. Raises InputError where the storage cannot be reached, or does not have it."""
+    import optuna
+
+    storage, name = connect(address), study_name(folder)
+    if not check_owner(storage, address, name, stored["id"]):
+        raise _lost(folder, address)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def _lost(folder: Path, address: Any) -> InputError:
+    where = f"storage '{shown(address)}' holds no study '{study_name(folder)}', which '{folder}' began in it"
+    return InputError(f"{where}; correct the address, or restore the database")
 
 
 def study_name(folder: Path) -> str:

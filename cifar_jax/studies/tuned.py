@@ -13,14 +13,28 @@ from ml_collections import ConfigDict
 
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import flatten, override, without_facts
+from cifar_jax.recipe import from_json as recipe_from_json
 from cifar_jax.runs.files import write_bytes
+from cifar_jax.runs.identity import with_later_fields
+from cifar_jax.studies.definition import Definition
 from cifar_jax.studies.fields import typed
 from cifar_jax.studies.plan import duration
 from cifar_jax.studies.recipe_file import write_recipe
-from cifar_jax.studies.space import by_field, suggest
-from cifar_jax.studies.storage import optuna_library, quiet_optuna
+from cifar_jax.studies.space import by_field, from_json, suggest
+from cifar_jax.studies.storage import address_of, optuna_library, queue_lock, quiet_optuna
 from cifar_jax.studies.tables import MISSING, Table, form_of
-from cifar_jax.studies.trials import FAILED, FINISHED, INTERRUPTED, PRUNED, RUNNING, WAITING, TrialRecord
+from cifar_jax.studies.trials import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    PRUNED,
+    RUNNING,
+    WAITING,
+    TrialRecord,
+    attempts,
+    read_trials,
+)
+from cifar_jax.studies.tune_file import FILE, check_address, find_study, read_space, read_tune
 
 SHOWN = 20  # trials in the table of a terminal
 STATES = (FINISHED, PRUNED, FAILED, RUNNING, WAITING, INTERRUPTED)
@@ -71,8 +85,8 @@ class Tuned:
         count = {state: sum(trial.status == state for trial in self.trials) for state in STATES}
         return f"{len(self.trials)} trials: " + ", ".join(f"{n} {state}" for state, n in count.items() if n)
 
-    def table(self) -> Table:
-        """The best trials first, then those without a value."""
+    def table(self, shown: int = SHOWN) -> Table:
+        """The best trials first, then those without a value; at most `shown`."""
         ended = sorted((trial for trial in self.trials if trial.status == FINISHED), key=self._order)
         others = [trial for trial in self.trials if trial.status != FINISHED]
         names, values = self._fields()
@@ -93,7 +107,7 @@ class Tuned:
                 duration(trial.seconds),
                 str(trial.retries),
             )
-            for trial in [*ended, *others][:SHOWN]
+            for trial in [*ended, *others][:shown]
         ]
         return Table(title, ("trial", "status", unit, *short, "time", "retries"), tuple(rows))
 
@@ -111,6 +125,11 @@ class Tuned:
             shown = ", ".join(f"{name} {share:.0%}" for name, share in found.items())
             lines.append(f"importance (PED-ANOVA, Watanabe et al. 2023): {shown}")
         return "\n".join(lines)
+
+    def curves(self) -> dict[int, dict[int, float]]:
+        """Trial -> epoch -> what it reported then; with several seeds a trial, seed -> its value."""
+        found = {number: every[-1].intermediate_values for number, every in attempts(self.study).items()}
+        return {number: dict(sorted(values.items())) for number, values in found.items() if values}
 
     def importances(self) -> dict[str, float]:
         """Share of each parameter that all finished trials have; {} where these are too few, or all equal."""
@@ -200,6 +219,32 @@ class Tuned:
                 function(self.study).write_html(path, include_plotlyjs="directory")
                 written.append(path)
         return written
+
+
+def load_search(folder: str | Path, storage: str | None = None) -> Tuned:
+    """The search in a folder as it stands, without its data; workers may be training its trials.
+
+    storage: the address of its database, where that needs a password, which the folder does not hold.
+
+    Raises InputError where the folder holds no search, or its trials cannot be reached.
+    """
+    folder = Path(folder)
+    if (stored := read_tune(folder)) is None:
+        raise InputError(f"'{folder}' holds no search (no {FILE}); tune begins one")
+    address = address_of(storage or stored["storage"], folder)
+    if storage:
+        check_address(folder, stored, address, storage)
+    if address.password == "***":  # as it is shown; the client library may know the password
+        address = address.set(password=None)
+    if address.get_backend_name() == "sqlite" and not Path(address.database).exists():  # connecting would make it
+        raise InputError(f"the trials of '{folder}' are not there ({address.database}); restore that file")
+    definition = Definition.from_json(stored["definition"])
+    space = from_json(read_space(folder))
+    with queue_lock(folder), quiet_optuna():
+        study = find_study(folder, stored, address)
+        trials = tuple(read_trials(study, folder))
+    recipe = with_later_fields(recipe_from_json(definition.recipe))
+    return Tuned(folder, recipe, space, stored["metric"], len(definition.seeds), trials, study)
 
 
 def _text(value: Any) -> str:
