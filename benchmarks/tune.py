@@ -55,9 +55,10 @@ def search(options: argparse.Namespace) -> int:
 
 def final(options: argparse.Namespace) -> int:
     import cifar_jax as cj
-    from cifar_jax.runs.workdir import LockedError
 
     cj.prepare_process()
+    from cifar_jax.runs.workdir import LockedError
+
     best = options.folder / "best.py"
     if not best.exists():
         print(f"{best} is missing; run the search first", file=sys.stderr)
