@@ -10,7 +10,7 @@ from cifar_jax.reports.figures import COLOURS, INK, new_figure
 from cifar_jax.reports.run_report import Figure
 from cifar_jax.studies.space import SCALARS, Choice, ranges
 from cifar_jax.studies.tables import form_of
-from cifar_jax.studies.trials import FAILED, FINISHED, TrialRecord
+from cifar_jax.studies.trials import FAILED, FINISHED, PRUNED, TrialRecord
 from cifar_jax.studies.tuned import Tuned
 
 COLUMNS = 3  # of the slices
@@ -33,7 +33,7 @@ def sentences(found: Tuned) -> list[str]:
 
 def figures(found: Tuned) -> list[Figure]:
     """History, curves, slices and importances, as far as there is something to draw."""
-    measured = [trial for trial in found.trials if trial.value is not None]
+    measured = [trial for trial in found.trials if trial.status in (FINISHED, PRUNED) and trial.value is not None]
     if not measured:
         return []
     drawn = [history_figure(found, measured)]
@@ -74,8 +74,12 @@ def curves_figure(found: Tuned, curves: dict[int, dict[int, float]]) -> Figure:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel(_label(found))
-    text = f"A line for each trial; trial {best}, the best, stands out." if best is not None else "A line a trial."
-    return "Learning curves of the trials", figure, f"{text} Lines of pruned trials end early."
+    standing = "" if best is None else f"; trial {best}, the best, stands out"
+    return (
+        "Learning curves of the trials",
+        figure,
+        f"A line for each trial{standing}. Those of pruned trials end early.",
+    )
 
 
 def slices_figure(found: Tuned, measured: Sequence[TrialRecord]) -> Figure:
@@ -126,19 +130,18 @@ def command(found: Tuned) -> str:
 
 def _scatter(axes: Any, found: Tuned, trials: Sequence[TrialRecord], places: Sequence[Any]) -> None:
     """Trials at the places: filled where finished, hollow where pruned, a star for the best."""
-    for trial, place, value in zip(trials, places, _values(found, trials), strict=True):
-        best = found.best is not None and trial.number == found.best.number
-        colour = COLOURS[1] if best else COLOURS[0]
-        fill = colour if trial.status == FINISHED else "none"
-        axes.scatter(
-            [place],
-            [value],
-            s=110 if best else 24,
-            marker="*" if best else "o",
-            facecolors=fill,
-            edgecolors=colour,
-            clip_on=False,
-        )
+    points = list(zip(trials, places, _values(found, trials), strict=True))
+    best = found.best.number if found.best else None
+    kind = lambda trial: "best" if trial.number == best else trial.status
+    styles: dict[str, dict[str, Any]] = {
+        PRUNED: {"s": 24, "facecolors": "none", "edgecolors": COLOURS[0]},
+        FINISHED: {"s": 24, "color": COLOURS[0]},
+        "best": {"s": 110, "marker": "*", "color": COLOURS[1]},
+    }
+    for name, style in styles.items():
+        own = [(place, value) for trial, place, value in points if kind(trial) == name]
+        if own:
+            axes.scatter(*zip(*own, strict=True), clip_on=False, **style)
 
 
 def _with(trials: Sequence[TrialRecord], name: str) -> list[TrialRecord]:
