@@ -292,6 +292,25 @@ def test_flips_are_a_share_of_each_class_and_precision_is_read_at_the_recall(mon
     sys.modules.pop("audit")
 
 
+def test_equal_spreads_are_found_different_as_often_as_the_level_says(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(HERE))
+    import spreads
+
+    random = np.random.RandomState(0)
+    rejected = [spreads.f_test(*random.normal(size=(2, 6)))[1] < 0.05 for _ in range(1000)]
+    assert 0.03 < np.mean(rejected) < 0.07
+    found = [spreads.f_test(random.normal(size=50), 1.5 * random.normal(size=50))[1] < 0.05 for _ in range(1000)]
+    assert spreads.runs_needed(1.5) == 50
+    assert 0.77 < np.mean(found) < 0.84
+    files = [str(HERE / "results/ablations" / f"variance_{kind}/runs.csv") for kind in ("weights", "augmentation")]
+    monkeypatch.setattr(sys, "argv", ["spreads.py", *files])
+    assert spreads.main() == 0
+    assert (
+        "variance_weights / variance_augmentation: ratio of the deviations 2.06, p = 0.042" in capsys.readouterr().out
+    )
+    sys.modules.pop("spreads")
+
+
 def test_a_finished_run_is_taken_into_the_table(monkeypatch, tmp_path):
     workdir = tmp_path / "run"
     recipe = made.recipe(epochs=1, seed=3)
