@@ -1,5 +1,6 @@
 """The command line: commands, flags, messages, the quickstart."""
 
+import csv
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ import pytest
 import cifar_jax as cj
 from cifar_jax import cli, process
 from cifar_jax.commands import train
+from cifar_jax.data.load import load_split
 from cifar_jax.runs import devices
 from tests import made
 
@@ -103,6 +105,20 @@ def test_the_quickstart_learns_and_names_the_next_commands(tmp_path, capsys):
     with np.load(file) as arrays:
         assert set(arrays.files) == {"labels", "probabilities", "indices", "embeddings"}
         assert (arrays["probabilities"].argmax(-1) == arrays["labels"]).mean() == evaluation["accuracy"]
+        probabilities = arrays["probabilities"]
+    for split, source in (("test", "test"), ("validation", "train")):
+        file = tmp_path / f"{split}.csv"
+        given = [f"--split={split}", f"--save_predictions={file}"]
+        assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", *given]) == 0
+        rows = list(csv.DictReader(file.open()))
+        held = load_split(cj.load_run(tmp_path / "run").recipe.data, source)
+        assert all(row["image"].split()[0] == source for row in rows)
+        assert all(held.classes[held.labels[int(row["image"].split()[1])]] == row["label"] for row in rows)
+        if split == "test":
+            known = [[float(row[f"probability_{name}"]) for name in held.classes] for row in rows]
+            np.testing.assert_array_equal(np.array(known, np.float32), probabilities)
+            right = sum(row["outcome"] == "correct" for row in rows) / len(rows)
+            assert right == evaluation["accuracy"]
     assert cli.main(["report", str(tmp_path / "run"), f"--out={tmp_path / 'page'}", "--embedding=none"]) == 0
     assert "Reliability" in (tmp_path / "page" / "report.html").read_text()
 

@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cifar_jax as cj
 
@@ -30,22 +31,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="predictions.npz",
         metavar="FILE",
-        help="write labels, probabilities, embeddings and indices of the images there; predictions.npz",
+        help="write labels, probabilities, embeddings and indices of the images there, or a line for each image where"
+        " FILE ends in .csv; predictions.npz",
     )
     parser.add_argument("--format", choices=("table", "json"), default="table", help="of the result; table")
 
 
 def run(options: argparse.Namespace) -> int:
     from cifar_jax.runs.calibration import calibration
-    from cifar_jax.runs.evaluate import at_temperature, at_thresholds, by_thresholds, evaluate_and_predict
-    from cifar_jax.runs.files import write_arrays
+    from cifar_jax.runs.evaluate import at_thresholds, by_thresholds, evaluate_and_predict
 
     trained = cj.load_run(options.workdir)
     chosen = {"views": options.views, "data_dir": options.data_dir, "data": options.data}
-    result, found = evaluate_and_predict(trained, options.split, embeddings=bool(options.save_predictions), **chosen)
-    if options.save_predictions:
-        write_arrays(Path(options.save_predictions), at_temperature(trained, found).arrays())
-        print(f"wrote {options.save_predictions}", file=sys.stderr)
+    path = Path(options.save_predictions) if options.save_predictions else None
+    check_names(options, path)
+    embeddings = path is not None and path.suffix != ".csv"
+    result, found = evaluate_and_predict(trained, options.split, embeddings=embeddings, **chosen)
+    if path is not None:
+        save(path, trained, found, options)
     figures = result.to_json()
     shown = [str(result)]
     if trained.temperature != 1.0:
@@ -68,3 +71,25 @@ def run(options: argparse.Namespace) -> int:
         shown.append(f"{at}{robustness}")
     print(json.dumps(figures, indent=2) if options.format == "json" else "\n\n".join(shown))
     return 0
+
+
+def check_names(options: argparse.Namespace, path: Path | None) -> None:
+    """Raises InputError where a CSV file would have no names of its images."""
+    if path is not None and path.suffix == ".csv" and options.data and Path(options.data).exists():
+        remedy = f"`predict {options.data} --workdir={options.workdir} --out={path}` does"
+        raise cj.InputError(f"evaluate does not name the files of another data set, '{options.data}'; {remedy}")
+
+
+def save(path: Path, run: "cj.Run", found: Any, options: argparse.Namespace) -> None:
+    """The predictions as arrays, or as a line for each image where the file is a CSV."""
+    from cifar_jax.runs.evaluate import at_temperature, image_names, predictions_csv
+    from cifar_jax.runs.files import write_arrays, write_bytes
+
+    scaled = at_temperature(run, found)
+    if path.suffix == ".csv":
+        assert scaled.indices is not None
+        names = image_names(run, options.split, scaled.indices, data=options.data, data_dir=options.data_dir)
+        write_bytes(path, predictions_csv(run, found, names).encode())
+    else:
+        write_arrays(path, scaled.arrays())
+    print(f"wrote {path}", file=sys.stderr)

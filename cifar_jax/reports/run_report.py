@@ -1,9 +1,8 @@
 """What a report says of one run: curves, errors, calibration, galleries, filters, a map of the embeddings."""
 
-import os
 import platform
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from cifar_jax.data.load import IMAGE_FOLDER, image_files, load_split
 from cifar_jax.errors import InputError
 from cifar_jax.process import command_line
 from cifar_jax.recipe import flatten, to_json
@@ -24,8 +22,8 @@ from cifar_jax.runs.evaluate import (
     at_thresholds,
     by_thresholds,
     evaluate_and_predict,
+    image_names,
     select,
-    source_of,
 )
 from cifar_jax.runs.files import read_json
 from cifar_jax.runs.thresholds import Threshold
@@ -88,7 +86,7 @@ def run_report(
         if run.thresholds:
             report.thresholds, evaluation = at_thresholds(run, predictions), by_thresholds(run, predictions, evaluation)
         report.evaluation = evaluation
-        names = image_names(run, split, range(len(labels)) if places is None else places, **options)
+        names = image_names(run, split, np.arange(len(labels)) if places is None else places, **options)
         add_errors(report, run, images, names, at_temperature(run, predictions), evaluation)
         add_calibration(report, predictions, split, temperatures)
         if embedding != "none":
@@ -193,18 +191,6 @@ def confusion_figure(evaluation: Evaluation, has_thresholds: bool = False) -> Fi
     text += f" are taken for {classes[column]}." if wrong.any() else " are wrong."
     text += " The predicted class is that of the thresholds." if has_thresholds else ""
     return "Confusion matrix", figure, text
-
-
-def image_names(
-    run: Run, split: str, places: Iterable[int], data: Mapping[str, Any] | None, data_dir: Any, progress: bool
-) -> list[str]:
-    """What each image can be found by: its file in the data set's folder, or its number in the data set's split."""
-    source, settings = source_of(run, split), run.recipe.data
-    if data is not None or settings.name != IMAGE_FOLDER:
-        return [f"{source} {place}" for place in places]
-    own = {source: load_split(settings, source, data_dir, progress)}
-    files = image_files(settings, own, progress)[source]
-    return [os.path.relpath(files[place], settings.path) for place in places]
 
 
 def add_errors(

@@ -1,6 +1,9 @@
 """The evaluation of a run on a split of its data."""
 
-from collections.abc import Mapping
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import numpy as np
 
 from cifar_jax.data import arrays
 from cifar_jax.data.external import check_classes, load_labelled
-from cifar_jax.data.load import IMAGE_FOLDER, load_split
+from cifar_jax.data.load import IMAGE_FOLDER, image_files, load_split
 from cifar_jax.errors import InputError
 from cifar_jax.runs import programs, stream
 from cifar_jax.runs.calibration import scale
@@ -121,6 +124,42 @@ def by_thresholds(run: Run, found: SplitPredictions, evaluation: Evaluation) -> 
 def _decisions(run: Run, found: SplitPredictions) -> np.ndarray:
     """int64 [N], the classes that `Classifier.predict` names."""
     return decide(at_temperature(run, found).probabilities, run.classes, run.classifier.thresholds)
+
+
+def image_names(
+    run: Run,
+    split: str,
+    places: np.ndarray,
+    *,
+    data: Mapping[str, Any] | str | None = None,
+    data_dir: str | Path | None = None,
+    progress: bool = True,
+) -> list[str]:
+    """What images can be found by: their files in the folder of the run's data set, or their numbers in the data set's
+    split, as "test 57". `places` are those of `select`; the others are as for `evaluate`."""
+    source, settings = source_of(run, split), run.recipe.data
+    if isinstance(data, str):
+        return [f"{split} {place}" for place in places]
+    if data is not None or settings.name != IMAGE_FOLDER:
+        return [f"{source} {place}" for place in places]
+    own = {source: load_split(settings, source, data_dir, progress)}
+    files = image_files(settings, own, progress)[source]
+    return [os.path.relpath(files[place], settings.path) for place in places]
+
+
+def predictions_csv(run: Run, found: SplitPredictions, names: Sequence[str]) -> str:
+    """A line for each image: its name, its class, that which `predict` names, and the probability of each class.
+
+    `found` is as trained; the probabilities are those of the run's temperature.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["image", "label", "class", "outcome", *(f"probability_{name}" for name in run.classes)])
+    chosen, probabilities = _decisions(run, found), at_temperature(run, found).probabilities
+    for name, label, own, values in zip(names, found.labels, chosen, probabilities, strict=True):
+        outcome = "correct" if label == own else "wrong"
+        writer.writerow([name, run.classes[label], run.classes[own], outcome, *map(str, values)])
+    return stream.getvalue()
 
 
 def _embeddings(run: Run, images: np.ndarray) -> np.ndarray | None:

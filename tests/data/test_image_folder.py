@@ -1,5 +1,6 @@
 """A user's own images: layouts, splits that stay, modes and formats, and what is refused or left out."""
 
+import csv
 import shutil
 import sys
 import warnings
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 import cifar_jax as cj
+from cifar_jax import cli
 from cifar_jax.data.decoding import decode
 from cifar_jax.data.image_folder import Settings, read_folder
 from cifar_jax.data.load import load_splits
@@ -317,6 +319,20 @@ def test_a_folder_is_trained_evaluated_and_reported(tmp_path):
     shown = pictures(page)
     assert {name.split("/")[0] for _, name in shown} == {"bad", "good"}
     decoded = read_folder(settings(tmp_path / "data", test_share=0.2, validation_share=0.1), progress=False)
+    csv_file = tmp_path / "test.csv"
+    assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", f"--save_predictions={csv_file}"]) == 0
+    lines = list(csv.DictReader(csv_file.open()))
+    assert {line["image"] for line in lines} == {
+        str(file.relative_to(tmp_path / "data")) for file in decoded.files["test"]
+    }
+    for line in lines:
+        assert line["label"] == line["image"].split("/")[0]
+        own = run.classifier.predict(tmp_path / "data" / line["image"])
+        assert (line["class"], line["outcome"] == "correct") == (own.names[0], own.names[0] == line["label"])
+        assert float(line[f"probability_{line['class']}"]) == pytest.approx(own.probabilities[0].max(), abs=1e-6)
+    given = [f"--data={tmp_path / 'data'}", f"--save_predictions={tmp_path / 'other.csv'}"]
+    assert cli.main(["evaluate", f"--workdir={tmp_path / 'run'}", *given]) == 2
+    assert not (tmp_path / "other.csv").exists()
     of_file = dict(zip(decoded.files["test"], decoded.images["test"], strict=True))
     for pixels, name in shown:
         np.testing.assert_array_equal(pixels, of_file[tmp_path / "data" / name])
