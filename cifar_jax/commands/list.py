@@ -100,7 +100,8 @@ def list_runs(folder: Path) -> list[list[str]]:
     from cifar_jax.runs.identity import FREE_FIELDS
 
     found = {}
-    for path in sorted(file.parent for file in folder.glob("**/run.json")):
+    by_number = lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
+    for path in sorted((file.parent for file in folder.glob("**/run.json")), key=by_number):  # seed2 before seed10
         try:
             found[str(path.relative_to(folder))] = read_run(path)
         except InputError as error:
