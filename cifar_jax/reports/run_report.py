@@ -33,6 +33,7 @@ from cifar_jax.training.metrics import Evaluation, SplitPredictions
 MAPPED = 1000  # images on the map of the embeddings
 Figure = tuple[str, Any, str]  # title, a figure of matplotlib, what it shows
 EMBEDDINGS = ("pca", "tsne", "none")
+NAMED = "The last line is the image's file or place in the data set."
 OVERFIT = 0.01  # nats by which the last validation loss must exceed the least for a sentence about it
 
 
@@ -206,7 +207,7 @@ def add_errors(
     shown = lambda chosen: [gallery.picture(images[i], labels[i], probabilities[i], classes, names[i]) for i in chosen]
     report.figures.append(confusion_figure(evaluation, bool(run.thresholds)))
     report.galleries = [
-        Gallery("The most confident errors", "Wrong, with the highest probability.",
+        Gallery("The most confident errors", f"Wrong, with the highest probability. {NAMED}",
                 shown(gallery.confident_errors(labels, probabilities))),
         Gallery("The least confident successes", "Correct, with the lowest probability.",
                 shown(gallery.doubtful_successes(labels, probabilities))),
