@@ -1,6 +1,7 @@
 """Recipe files: where they lie, and how one is read."""
 
 import importlib.util
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,13 @@ def call_file(file: Path, function: str, kind: str, fault: str, example: str) ->
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except SyntaxError as error:
+    except (SyntaxError, ImportError) as error:
         raise InputError(f"{kind} '{file}' cannot be read: {error}") from error
     if not hasattr(module, function):
         raise InputError(f"{kind} '{file}' defines no {function}(); see {example} for the form")
-    return getattr(module, function)()
+    called = getattr(module, function)
+    try:
+        inspect.signature(called).bind()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{function} of {kind} '{file}' cannot be called: {error}; it takes no arguments") from error
+    return called()

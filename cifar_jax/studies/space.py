@@ -64,7 +64,8 @@ class Alternatives:
     sections: tuple[Mapping[str, Any], ...]
 
     def __str__(self) -> str:
-        listed = ["{" + ", ".join(f"{key}: {value}" for key, value in each.items()) + "}" for each in self.sections]
+        shown = lambda each: "{" + ", ".join(f"{key}: {value}" for key, value in each.items()) + "}"
+        listed = [shown(each) if isinstance(each, Mapping) else repr(each) for each in self.sections]
         return f"alternatives({', '.join(listed)})"
 
 
@@ -109,6 +110,10 @@ def check_space(recipe: Any, space: Any) -> None:
     if not isinstance(space, Mapping) or not space:
         raise InputError(f"the search space is {space!r}; it is a dict of fields, each with {KINDS}")
     for path, values in space.items():
+        if not isinstance(path, str):
+            raise InputError(
+                f"the search space has {path!r} as a field; name a field of the recipe, such as 'batch_size'"
+            )
         if isinstance(values, Alternatives):
             _check_alternatives(recipe, path, values)
             if clash := sorted(other for other in space if other.startswith(f"{path}.")):
@@ -117,8 +122,15 @@ def check_space(recipe: Any, space: Any) -> None:
         if not isinstance(values, Choice | Range):
             raise InputError(f"the search space has {values!r} for '{path}'; give {KINDS}")
         _check_values(path, values)
-        for value in points(values):
+        for value in (*points(values), *_between(values)):
             check_changes(recipe, {path: value})
+
+
+def _between(values: Any) -> tuple[float, ...]:
+    """A number inside a range, which a field of whole numbers refuses unless the range is of such."""
+    if not isinstance(values, Range) or values.kind == "integer":
+        return ()
+    return (values.low + (values.step or (values.high - values.low) / math.pi),)
 
 
 def _check_alternatives(recipe: Any, path: str, values: Alternatives) -> None:
@@ -129,9 +141,12 @@ def _check_alternatives(recipe: Any, path: str, values: Alternatives) -> None:
         fixed = {f"{path}.name": section["name"]}
         check_changes(recipe, fixed)
         for field, inner in section.items():
+            if isinstance(inner, Alternatives):
+                what = f"alternatives of '{path}' hold alternatives for '{field}'"
+                raise InputError(f"{what}; give each combination as a section of its own")
             if isinstance(inner, Choice | Range):
                 _check_values(f"{path}.{field}", inner)
-            for value in points(inner):
+            for value in (*points(inner), *_between(inner)):
                 check_changes(override(recipe, fixed), {f"{path}.{field}": value})
 
 
@@ -151,8 +166,10 @@ def _check_values(path: str, values: Choice | Range) -> None:
         fault = "is logarithmic: its numbers must be above 0"
     elif values.step is not None and not 0 < values.step <= values.high - values.low:
         fault = "has a step that leaves one value or none"
-    elif values.kind == "integer" and not all(float(end).is_integer() for end in (values.low, values.high)):
-        fault = "has an end that is no whole number"
+    elif values.kind == "integer" and not all(
+        float(number).is_integer() for number in (values.low, values.high, values.step or 1)
+    ):
+        fault = "has an end or a step that is no whole number"
     elif values.log and values.step not in (None, 1):
         fault = "is logarithmic, where a step means nothing; leave one of them out"
     if fault:

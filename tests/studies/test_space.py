@@ -111,7 +111,22 @@ def test_a_space_is_described_as_it_is_written():
         ({"model.dropout": choice(0.1, 0.1)}, "has a value twice"),
         ({"optimizer.learning_rate": log_uniform(0, 1)}, "is logarithmic: its numbers must be above 0"),
         ({"epochs": integer(1, 4, step=5)}, "has a step that leaves one value or none"),
-        ({"epochs": integer(1.5, 4)}, "has an end that is no whole number"),
+        ({"epochs": integer(1.5, 4)}, "has an end or a step that is no whole number"),
+        ({"epochs": integer(1, 4, step=0.5)}, "has an end or a step that is no whole number"),
+        ({"batch_size": uniform(32, 128)}, "a float; it takes an int, such as"),
+        ({7: choice(1, 2)}, "the search space has 7 as a field; name a field of the recipe"),
+        (
+            {"optimizer": alternatives("sgd", "adam")},
+            "alternatives of 'optimizer' are alternatives('sgd', 'adam'); give",
+        ),
+        (
+            {
+                "optimizer": alternatives(
+                    {"name": "sgd", "x": alternatives({"name": "a"}, {"name": "b"})}, {"name": "adam"}
+                )
+            },
+            "alternatives of 'optimizer' hold alternatives for 'x'; give each combination as a section of its own",
+        ),
         ({"epochs": integer(1, 9, step=2, log=True)}, "where a step means nothing"),
         ({"epochs": uniform(1, 4.5)}, "recipe field 'epochs' is 4.5, a float; it takes an int"),
         ({"batch_size": choice(8, "16")}, "recipe field 'batch_size' is '16', a str; it takes an int"),
@@ -146,6 +161,12 @@ def test_space_files(tmp_path):
     (tmp_path / "space.json").write_text("{}")
     with pytest.raises(cj.InputError, match=r"is no .py file"):
         load_space(tmp_path / "space.json")
+    (tmp_path / "called.py").write_text("def get_space(x):\n    return {}\n")
+    with pytest.raises(cj.InputError, match=r"get_space of search space '.*called.py' cannot be called: missing a req"):
+        load_space(tmp_path / "called.py")
+    (tmp_path / "imports.py").write_text("import nothing_at_all\n")
+    with pytest.raises(cj.InputError, match=r"imports.py' cannot be read: No module named 'nothing_at_all'"):
+        load_space(tmp_path / "imports.py")
 
 
 @pytest.mark.parametrize("path", sorted(shipped_recipes().glob("spaces/*.py")), ids=lambda path: path.stem)
