@@ -3,8 +3,8 @@
     python benchmarks/spreads.py benchmarks/results/ablations/variance_*/runs.csv
 
 Each file is the runs.csv of a study; all its runs are one sample. The F test of equal variances (two-sided, for normal
-samples; NIST/SEMATECH e-Handbook, section 1.3.5.9) is adjusted for the number of pairs by Holm. `runs needed` is how
-many of each kind find a ratio of two standard deviations with 80% power at a level of 5%.
+samples; NIST/SEMATECH e-Handbook, section 1.3.5.9) is adjusted for the number of pairs by Holm. The last
+line says how many runs of each kind find a ratio of two standard deviations with 80% power at a level of 5%.
 """
 
 import argparse

@@ -66,7 +66,7 @@ def arms_figure(comparison: Comparison) -> Any:
     axes.axvline(rows[0].summary.mean * form.factor, color=INK, linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(rows)), [title_of(row) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(axis_label(comparison))
+    axes.set_xlabel(axis_label(comparison.metric))
     return figure
 
 
@@ -127,7 +127,7 @@ def axis_figure(comparison: Comparison, axes: dict[str, list[Any]], name: str) -
             _mean(plot, row, form, place(row) + shift, colour, horizontal=False)
     plot.set_xticks(range(len(axes[name])), [str(value) for value in axes[name]])
     plot.set_xlabel(name)
-    plot.set_ylabel(axis_label(comparison))
+    plot.set_ylabel(axis_label(comparison.metric))
     if len(lines) > 1:
         plot.legend(fontsize=8, frameon=False)
     return figure
@@ -187,10 +187,10 @@ def scaled(form: Form, values: Sequence[float]) -> np.ndarray:
     return np.asarray(values) * form.factor
 
 
-def axis_label(comparison: Comparison) -> str:
+def axis_label(metric: str) -> str:
     """ "validation accuracy (%)"."""
-    unit = " (%)" if form_of(comparison.metric).unit else ""
-    return f"{comparison.metric.replace('_', ' ')}{unit}"
+    unit = " (%)" if form_of(metric).unit else ""
+    return f"{metric.replace('_', ' ')}{unit}"
 
 
 def last(name: str) -> str:

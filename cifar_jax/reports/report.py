@@ -35,8 +35,7 @@ class StudyPart:
     tables: list[Table]
     sentences: list[str]
     figures: list[Figure]
-    command: str = ""  # trains the best recipe of a search
-    recipe: str = ""  # the file of that recipe
+    recipe: str = ""  # the file of the best recipe of a search; its docstring says how it is trained
 
 
 def report(
@@ -91,7 +90,7 @@ def search_report(found: Tuned) -> StudyPart:
         "Search", [found.table(len(found.trials))], search_part.sentences(found), search_part.figures(found)
     )
     if (best := found.folder / "best.py").exists():
-        part.command, part.recipe = search_part.command(found), best.read_text()
+        part.recipe = best.read_text()
     return part
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from cifar_jax.process import command_line
 from cifar_jax.reports.figures import COLOURS, INK, new_figure
+from cifar_jax.reports.plots import axis_label
 from cifar_jax.reports.run_report import Figure
 from cifar_jax.studies.space import SCALARS, Choice, ranges
 from cifar_jax.studies.tables import form_of
@@ -57,7 +57,7 @@ def history_figure(found: Tuned, measured: Sequence[TrialRecord]) -> Figure:
         axes.step([trial.number for trial in finished], best, where="post", color=INK, linewidth=1)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("trial")
-    axes.set_ylabel(_label(found))
+    axes.set_ylabel(axis_label(found.metric))
     return "History", figure, "Filled points are finished trials, hollow ones were pruned; the line is the best so far."
 
 
@@ -73,7 +73,7 @@ def curves_figure(found: Tuned, curves: dict[int, dict[int, float]]) -> Figure:
         )
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(_label(found))
+    axes.set_ylabel(axis_label(found.metric))
     standing = "" if best is None else f"; trial {best}, the best, stands out"
     return (
         "Learning curves of the trials",
@@ -107,7 +107,7 @@ def slices_figure(found: Tuned, measured: Sequence[TrialRecord]) -> Figure:
         plot.tick_params(labelsize=8)
         plot.set_xlabel(name, fontsize=8)
     for plot in plots[::columns]:
-        plot.set_ylabel(_label(found), fontsize=8)
+        plot.set_ylabel(axis_label(found.metric), fontsize=8)
     for plot in plots[len(given) :]:
         plot.set_visible(False)
     return "Slices", figure, "The trials over each parameter alone: filled finished, hollow pruned, a star the best."
@@ -121,11 +121,6 @@ def importances_figure(shares: dict[str, float]) -> Figure:
     axes.set_xlabel("importance (%)")
     text = "How much each parameter decides whether a trial is among the best."
     return "Importance of the parameters", figure, text
-
-
-def command(found: Tuned) -> str:
-    """The command that trains the best recipe."""
-    return command_line("train", f"--config={found.folder / 'best.py'}", "--workdir=runs/best")
 
 
 def _scatter(axes: Any, found: Tuned, trials: Sequence[TrialRecord], places: Sequence[Any]) -> None:
@@ -152,7 +147,3 @@ def _with(trials: Sequence[TrialRecord], name: str) -> list[TrialRecord]:
 def _values(found: Tuned, trials: Sequence[TrialRecord]) -> list[float]:
     factor = form_of(found.metric).factor
     return [factor * trial.value for trial in trials if trial.value is not None]
-
-
-def _label(found: Tuned) -> str:
-    return f"{found.metric.replace('_', ' ')}{' (%)' if form_of(found.metric).unit else ''}"

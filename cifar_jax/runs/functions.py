@@ -1,11 +1,12 @@
 """Functions and modules of the caller's in place of the names in a recipe."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from cifar_jax.errors import InputError
 from cifar_jax.recipe import freeze, override
 from cifar_jax.runs.fingerprint import differences, fingerprint
 
@@ -19,6 +20,17 @@ def with_functions(recipe: Any, functions: Mapping[str, Any]) -> ConfigDict:
     if "optimizer.name" in given:
         given["optimizer.learning_rate"] = recipe.optimizer.learning_rate
     return override(recipe, given)
+
+
+def check_replaced(paths: Iterable[str], functions: Mapping[str, Any]) -> None:
+    """Raises InputError where a study changes a field in whose place `with_functions` puts a function: all its runs
+    would be equal."""
+    for path in sorted(paths):
+        section = path.partition(".")[0]
+        if functions.get(section) is not None and path != "optimizer.learning_rate":
+            raise InputError(
+                f"'{path}' changes nothing, because {section}=... takes the place of that section; change another field"
+            )
 
 
 def with_known_functions(

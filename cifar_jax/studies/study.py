@@ -25,6 +25,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.recipe import from_json
 from cifar_jax.runs import stream
 from cifar_jax.runs.fit import check, fit
+from cifar_jax.runs.functions import check_replaced
 from cifar_jax.runs.identity import with_later_fields
 from cifar_jax.runs.light import finish_lightening, lighten
 from cifar_jax.runs.loop import Executor
@@ -102,6 +103,7 @@ class Study:
         given = {"context": self.options.context, "evaluate": "validation", **self.options.functions}
         given["executor"] = Executor(execution.placements(self.options.execution)[0])
         try:
+            check_replaced(arm.changes, self.options.functions)
             recipe, self.context = check(arm.recipe(self.recipe, seed), self.data, **given)
         except InputError as error:
             raise InputError(f"arm '{arm.name}': {error}") from error

@@ -21,6 +21,7 @@ from cifar_jax.recipe import freeze, override
 from cifar_jax.recipe import from_json as recipe_from_json
 from cifar_jax.runs.events import Event
 from cifar_jax.runs.fit import check, fit
+from cifar_jax.runs.functions import check_replaced
 from cifar_jax.runs.identity import with_later_fields
 from cifar_jax.runs.light import finish_lightening, lighten
 from cifar_jax.runs.loop import Executor
@@ -34,7 +35,16 @@ from cifar_jax.studies.fields import typed
 from cifar_jax.studies.options import Options, define, load_data, with_dtype
 from cifar_jax.studies.plan import duration
 from cifar_jax.studies.progress import SILENCE
-from cifar_jax.studies.space import check_space, describe, examples, from_json, load_space, suggest, to_json
+from cifar_jax.studies.space import (
+    check_space,
+    describe,
+    examples,
+    from_json,
+    load_space,
+    searched_fields,
+    suggest,
+    to_json,
+)
 from cifar_jax.studies.study import in_words
 from cifar_jax.studies.sweep import FUNCTIONS
 
@@ -99,6 +109,7 @@ class Search:
         if metric not in METRICS:
             raise InputError(f"metric is '{metric}'; a search compares {' or '.join(map(repr, METRICS))}")
         check_space(given, self.space)
+        check_replaced(searched_fields(self.space), self.options.functions)
         self.seeds = seeds_of(given, [], seeds)
         pruning.check_search(sampler, pruner, len(self.seeds), self.space)
         self.stored = tune_file.read_tune(self.folder)
@@ -350,7 +361,10 @@ class Search:
         """Call it inside `queue_lock`."""
         with storage.quiet_optuna():
             records = tuple(trials.read_trials(self.study, self.folder))
-        return tuned.Tuned(self.folder, self.given, dict(self.space), self.metric, len(self.seeds), records, self.study)
+        given = (tuple(self.options.functions), self.options.data is not None)
+        return tuned.Tuned(
+            self.folder, self.given, dict(self.space), self.metric, len(self.seeds), records, self.study, *given
+        )
 
 
 def _folder(recipe: Any, folder: str | Path | None) -> Path:

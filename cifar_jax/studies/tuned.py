@@ -51,6 +51,8 @@ class Tuned:
     seeds: int  # of each trial
     trials: tuple[TrialRecord, ...]
     study: Any
+    functions: tuple[str, ...] = ()  # that the caller gave, such as "model"
+    has_own_data: bool = False  # whether this process was given the data; unknown to `load_search`
 
     @property
     def best(self) -> TrialRecord | None:
@@ -144,12 +146,13 @@ class Tuned:
                 return {}
 
     def write(self, new: int | None = None) -> None:
-        """trials.csv, and best.py where there is a best trial, the `new` one if given; a recipe that holds functions
-        gets none, because no file names them."""
+        """trials.csv, and best.py where there is a best trial, the `new` one if given; where functions were given
+        there is none, because no file names them."""
         write_bytes(self.folder / "trials.csv", self.to_csv().encode())
         if (
             self.best is not None
             and new in (None, self.best.number)
+            and not self.functions
             and not any(map(callable, flatten(self.recipe).values()))
         ):
             self.write_best()
@@ -183,7 +186,9 @@ class Tuned:
         lines = [
             f"The best of a search: trial {best.number}.",
             "",
-            f"python launch.py train --config={path}",
+            f"cj.fit(cj.load_recipe({str(path)!r}), data=...)  # with the data of the search"
+            if self.has_own_data
+            else f"python launch.py train --config={path}",
             "",
             *textwrap.wrap(figures, 120),
             "",
@@ -244,7 +249,8 @@ def load_search(folder: str | Path, storage: str | None = None) -> Tuned:
         study = find_study(folder, stored, address)
         trials = tuple(read_trials(study, folder))
     recipe = with_later_fields(recipe_from_json(definition.recipe))
-    return Tuned(folder, recipe, space, stored["metric"], len(definition.seeds), trials, study)
+    functions = tuple(definition.functions)
+    return Tuned(folder, recipe, space, stored["metric"], len(definition.seeds), trials, study, functions)
 
 
 def _text(value: Any) -> str:

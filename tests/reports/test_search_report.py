@@ -49,7 +49,7 @@ def test_the_page_has_every_trial_and_the_best_recipe(found, tmp_path):
                  f"Trial {found.best.number} is the best", found.shown(found.best.value)):  # fmt: skip
         assert part in page.text, part
     assert (found.folder / "best.py").read_text() in page.text
-    assert f"--config={found.folder / 'best.py'}" in page.text
+    assert f"cj.fit(cj.load_recipe({str(found.folder / 'best.py')!r}), data=...)" in page.text
     assert len([tag for tag, _ in page.elements if tag == "tr"]) == 1 + len(found.trials)
     for name in ("model.dropout", "batch_size", "optimizer.name", "optimizer.sgd.learning_rate"):
         assert f">{name}</text>" in (tmp_path / "report.html").read_text(), name

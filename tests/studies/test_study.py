@@ -472,6 +472,18 @@ def test_a_study_of_the_callers_model_may_be_light(tmp_path):
         ablate(tmp_path, changes, seeds=2, recipe=recipe, model=Own(2.0), light=True)
 
 
+def test_a_change_of_what_a_function_replaces_is_refused(tmp_path):
+    """All runs would be equal."""
+    recipe = cj.override(RECIPE, {"model": {"name": "cnn"}})
+    with pytest.raises(
+        cj.InputError, match=r"'model.width' changes nothing, because model=... takes the place of that"
+    ):
+        cj.ablate(
+            recipe, [{"model.width": 8}], seeds=1, folder=tmp_path / "study", data=DATA, model=Own(), progress=False
+        )
+    assert not (tmp_path / "study").exists()
+
+
 def test_two_functions_of_one_name_are_two_arms(tmp_path):
     for factor in (1.0, 2.0):
         recipe = cj.override(RECIPE, {"epochs": 1})

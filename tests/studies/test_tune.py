@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import optax
 import pytest
 
 optuna = pytest.importorskip("optuna")
@@ -139,6 +140,7 @@ def test_the_best_recipe_trains_as_it_is(finished, tmp_path):
     docstring = ast.get_docstring(ast.parse(text))
     for words in (f"trial {best.number}", f"{best.value:.2%}", "1 seed (0)", "4 epochs", "the best of 4 trials"):
         assert words in docstring
+    assert f"cj.fit(cj.load_recipe({str(path)!r}), data=...)" in docstring
     again = cj.fit(loaded, tmp_path, data=DATA, evaluate="validation", progress=False)
     assert again.evaluation.accuracy == best.value
     ruff = Path(sys.executable).parent / "ruff"
@@ -498,6 +500,20 @@ def test_bad_input_is_refused_and_nothing_is_written(options, answer, tmp_path):
         run(options.pop("folder"), **options)
     assert answer in str(error.value)
     assert not (tmp_path / "study").exists()
+
+
+def test_what_a_function_replaces_is_not_searched_and_no_file_names_it(quick, tmp_path):
+    loss = lambda logits, targets: optax.softmax_cross_entropy(logits, targets)
+    with pytest.raises(
+        cj.InputError, match=r"'loss.label_smoothing' changes nothing, because loss=... takes the place"
+    ):
+        run(tmp_path / "refused", {"loss.label_smoothing": uniform(0.0, 0.5)}, loss=loss)
+    assert not (tmp_path / "refused").exists()
+    result = run(tmp_path / "study", loss=loss)
+    assert result.best is not None
+    assert (tmp_path / "study" / "trials.csv").exists()
+    assert not (tmp_path / "study" / "best.py").exists()
+    assert cj.load_search(tmp_path / "study").functions == result.functions == ("loss",)
 
 
 def test_a_database_that_is_away_is_named_without_its_password(tmp_path):
