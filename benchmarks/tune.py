@@ -7,12 +7,12 @@
 
 search    launch.py tune with configs/spaces/cnn.py, 5,000 images held out, pruned by the median
 final     arms "published" (configs/cnn.py as it is), "published, 12 epochs" (as many as the trials had) and "best"
-          (best.py of the search), all with data.validation=0 and the same seeds, in turns; the difference with its 95%
-          interval by cifar_jax.studies.compare. Writes results/tune.json, with the figures of every trial.
+          (--best, by default results/tuning/cnn_tuned.py: best.py of the search of docs/tuning.md), all with
+          data.validation=0 and the same seeds, in turns; the difference with its 95% interval by
+          cifar_jax.studies.compare. Writes results/tune.json.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -30,6 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=("search", "final"))
     parser.add_argument("--folder", type=Path, default=Path("studies/cnn-tune"), help="of the search")
+    parser.add_argument("--best", type=Path, default=HERE / "results/tuning/cnn_tuned.py", help="of the final runs")
     parser.add_argument("--runs", type=Path, default=Path("runs/cnn-tune"), help="folder of the final runs")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--epochs", type=int, default=12)
@@ -59,10 +60,6 @@ def final(options: argparse.Namespace) -> int:
     cj.prepare_process()
     from cifar_jax.runs.workdir import LockedError
 
-    best = options.folder / "best.py"
-    if not best.exists():
-        print(f"{best} is missing; run the search first", file=sys.stderr)
-        return 2
     narrow = {"model.width": 4, "model.hidden": 8, "epochs": 1} if options.smoke else {}
     all_images = {"data.validation": 0, **narrow}
     arms = {
@@ -70,7 +67,7 @@ def final(options: argparse.Namespace) -> int:
         f"published, {options.epochs} epochs": cj.load_recipe(
             "configs/cnn.py", {"epochs": options.epochs, **all_images}
         ),
-        "best": cj.load_recipe(best, all_images),
+        "best": cj.load_recipe(options.best, all_images),
     }
     if options.smoke:
         del arms["published"]  # the same as the second one
@@ -98,18 +95,11 @@ def final(options: argparse.Namespace) -> int:
             print(f"\nbest against {name}\n{table}")
             found[name] = json.loads(table.to_json())
     result = {"what": "the best recipe of a search against the published one, test accuracy", **machine()}
-    result |= {"commit": commit(), "search": describe(options.folder), "against": found}
+    result |= {"commit": commit(), "best": options.best.read_text(), "against": found}
     if not options.smoke:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "tune.json").write_text(json.dumps(result, indent=1) + "\n")
     return 0
-
-
-def describe(folder: Path) -> dict[str, Any]:
-    """The trials of a search, and the seconds of all of them."""
-    trials = list(csv.DictReader((folder / "trials.csv").open()))
-    seconds = round(sum(float(trial["seconds"]) for trial in trials))
-    return {"seconds": seconds, "trials": trials, "best": (folder / "best.py").read_text()}
 
 
 if __name__ == "__main__":
