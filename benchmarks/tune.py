@@ -6,16 +6,18 @@
     python benchmarks/tune.py final --smoke    # and `search --smoke`: tiny, finds errors, measures nothing
 
 search    launch.py tune with configs/spaces/cnn.py, 5,000 images held out, pruned by the median
-final     arms "published" (configs/cnn.py as it is), "published, 12 epochs" (as many as the trials had) and "best"
-          (--best, by default results/tuning/cnn_tuned.py: best.py of the search of docs/tuning.md), all with
-          data.validation=0 and the same seeds, in turns; the difference with its 95% interval by
-          cifar_jax.studies.compare. Writes results/tune.json.
+final     arms "best" (--best, by default results/tuning/cnn_tuned.py: best.py of the search of docs/tuning.md),
+          "published" (configs/cnn.py as it is) and "published_short" (as many epochs as the trials had), all with
+          data.validation=0 and the same seeds; the difference with its 95% interval by cifar_jax.studies.compare.
+          results/tuning/final.json has a line for each run, and runs that it has are not repeated; nor are those of
+          results/table_cnn.json, the same recipe as "published" with seeds 0 to 2.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from measuring import commit, machine
 from worker import HERE
 
 sys.path.insert(0, str(HERE.parent))
+ARMS = ("best", "published", "published_short")
 SMOKE = ("--config.model.width=4", "--config.model.hidden=8")
 
 
@@ -37,6 +40,7 @@ def main() -> int:
     parser.add_argument("--max_hours", type=float, default=3.0)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--arms", default=",".join(ARMS), help="of the final runs, in this order; all")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the result")
     parser.add_argument("--smoke", action="store_true", help="2 trials, 2 seeds, 1 epoch of a narrow network")
     options = parser.parse_args()
@@ -60,46 +64,78 @@ def final(options: argparse.Namespace) -> int:
     cj.prepare_process()
     from cifar_jax.runs.workdir import LockedError
 
-    narrow = {"model.width": 4, "model.hidden": 8, "epochs": 1} if options.smoke else {}
-    all_images = {"data.validation": 0, **narrow}
-    arms = {
-        "published": cj.load_recipe("configs/cnn.py", all_images),
-        f"published, {options.epochs} epochs": cj.load_recipe(
-            "configs/cnn.py", {"epochs": options.epochs, **all_images}
-        ),
-        "best": cj.load_recipe(options.best, all_images),
-    }
-    if options.smoke:
-        del arms["published"]  # the same as the second one
-    folders: dict[str, list[Path]] = {name: [] for name in arms}
-    elsewhere: list[Path] = []
-    for seed in range(options.seeds):
-        for name, recipe in arms.items():
-            folder = options.runs / name.replace(", ", "-").replace(" ", "-") / f"seed{seed}"
-            folders[name].append(folder)
+    names = options.arms.split(",")
+    if unknown := sorted({*names} - {*ARMS}):
+        print(f"--arms has {', '.join(unknown)}; known: {', '.join(ARMS)}", file=sys.stderr)
+        return 2
+    recipes, file = recipes_of(options), options.out / "tuning/final.json"
+    for name in names:
+        for seed in range(options.seeds):
+            if (name, seed) in read(file, options.smoke):
+                continue
             try:
-                run = cj.fit(cj.override(recipe, {"seed": seed}), folder, evaluate="test")
-            except LockedError:
-                elsewhere.append(folder)
+                run = cj.fit(
+                    cj.override(recipes[name], {"seed": seed}), options.runs / name / f"seed{seed}", evaluate="test"
+                )
+            except LockedError as error:
+                print(f"left to another process: {error}", flush=True)
                 continue
             assert run.evaluation is not None
+            add(file, {"arm": name, "seed": seed, "test_accuracy": run.evaluation.accuracy})
             print(f"{name}, seed {seed}: test accuracy {run.evaluation.accuracy:.2%}", flush=True)
-    if elsewhere:
-        others = ", ".join(map(str, elsewhere))
-        print(f"another process had {others}; after its end, the same command prints the result")
-        return 0
-    found: dict[str, Any] = {}
-    for name in arms:
-        if name != "best":
-            table = cj.compare([*folders[name], *folders["best"]], base=str(folders[name][0]), metric="test_accuracy")
+    found = read(file, options.smoke)
+    for name in names:
+        pairs = sum((name, seed) in found and ("best", seed) in found for seed in range(options.seeds))
+        if name != "best" and pairs == options.seeds:
+            table = compare(recipes, found, name, options.seeds)
             print(f"\nbest against {name}\n{table}")
-            found[name] = json.loads(table.to_json())
-    result = {"what": "the best recipe of a search against the published one, test accuracy", **machine()}
-    result |= {"commit": commit(), "best": options.best.read_text(), "against": found}
-    if not options.smoke:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "tune.json").write_text(json.dumps(result, indent=1) + "\n")
+            (file.parent / f"best_against_{name}.json").write_text(table.to_json() + "\n")
     return 0
+
+
+def recipes_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Arm -> recipe, on all training images."""
+    import cifar_jax as cj
+
+    fields = {"data.validation": 0, **({"model.width": 4, "model.hidden": 8, "epochs": 1} if options.smoke else {})}
+    short = {"epochs": options.epochs, **fields}
+    files = {"best": (options.best, fields), "published": ("configs/cnn.py", fields)}
+    files["published_short"] = ("configs/cnn.py", short)
+    return {name: cj.load_recipe(*each) for name, each in files.items()}
+
+
+def read(file: Path, smoke: bool = False) -> dict[tuple[str, int], float]:
+    """Arm and seed -> test accuracy, of the runs that are finished."""
+    lines = json.loads(file.read_text()) if file.exists() else []
+    found = {(line["arm"], line["seed"]): line["test_accuracy"] for line in lines}
+    table = [] if smoke else json.loads((HERE / "results/table_cnn.json").read_text())
+    return found | {("published", line["seed"]): line["accuracy"] for line in table}
+
+
+def add(file: Path, line: dict[str, Any]) -> None:
+    """Writes down a run, beside other processes that do the same."""
+    from cifar_jax.studies.study_file import waiting_lock
+
+    with waiting_lock(file.parent, ".lock"):
+        lines = json.loads(file.read_text()) if file.exists() else []
+        lines.append({**line, **machine(), "jax": metadata.version("jax"), "commit": commit()})
+        file.write_text(json.dumps(lines, indent=1) + "\n")
+
+
+def compare(recipes: dict[str, Any], found: dict[tuple[str, int], float], name: str, seeds: int) -> Any:
+    """The comparison of "best" with another arm over the same seeds."""
+    import cifar_jax as cj
+    from cifar_jax.studies.fields import with_defaults
+    from cifar_jax.studies.records import RunRecord
+
+    records = [
+        RunRecord(
+            f"{arm}/seed{seed}", with_defaults(recipes[arm]) | {"seed": seed}, {"test_accuracy": found[arm, seed]}
+        )
+        for arm in (name, "best")
+        for seed in range(seeds)
+    ]
+    return cj.compare(records, metric="test_accuracy")
 
 
 if __name__ == "__main__":
