@@ -40,7 +40,8 @@ PACKAGES: dict[str, list[str]] = {
     "studies": [
         "statistics", "study_file", "fields", "records", "tables", "comparison", "compare", "definition", "execution",
         "plan", "progress", "engines", "slurm", "engine_study", "engine_search", "options", "study", "sweep", "space",
-        "storage", "trials", "hyperband", "pruning", "tune_file", "recipe_file", "tuned", "tune", "worker",
+        "storage", "trials", "hyperband", "pruning", "tune_file", "recipe_file", "tuned", "search", "tune",
+        "worker",
     ],
     "reports": [
         "sinks", "figures", "plots", "gallery", "run_report", "search_part", "report", "audit_folds",

@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs of a trial, whose mean counts; 1")
     parser.add_argument("--storage", help="address of a database, such as postgresql://...; trials.db in the folder")
     studies.add_engine_arguments(parser)
+    parser.add_argument("--dry_run", action="store_true", help="print what is searched and its cost, and train nothing")
+    parser.add_argument("--retry", action="store_true", help="train trials again that failed")
+    parser.add_argument("--patience", type=int, help="end once so many trials have ended since the best one")
     parser.add_argument("--max_hours", type=float, help="begin no trial after so many hours")
     parser.add_argument("--light", action="store_true", help="keep no optimiser states: less disk space")
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
@@ -40,29 +43,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from cifar_jax.studies.engine_study import words_at_end
-    from cifar_jax.studies.tune import Search
+    from cifar_jax.studies.search import Search
 
     global _search, _workers
     engine = studies.engine_of(options)
     recipe = cj.load_recipe(options.config, options.changes)
     folder = options.folder or f"studies/{Path(options.config).stem}-tune"
-    names = ("metric", "sampler", "pruner", "seeds", "data_dir", "light", "max_hours")
+    names = ("metric", "sampler", "pruner", "seeds", "data_dir", "light", "max_hours", "patience", "retry")
     chosen = {name: getattr(options, name) for name in names}
     search = Search(recipe, options.space, folder=folder, address=options.storage, **chosen)
+    search.check_count(options.trials)
+    if options.dry_run:
+        print(search.plan(options.trials))
+        return 0
     ended = 0
     if engine:
-        search.check_count(options.trials)
         _workers = functools.partial(words_at_end, engine, search.folder)
         ended = search.work_with(engine, options.trials)
     else:
         _search = search
         search.work(options.trials)
-    show(search)
-    return ended
+    result = show(search)
+    return ended or int(result.all_failed)
 
 
-def show(search: Any) -> None:
-    """The table, the plots where plotly is installed, and where everything is."""
+def show(search: Any) -> Any:
+    """Prints the table, the plots where plotly is installed, and where everything is; returns the result."""
     result = search.result()
     print(result)
     drawn = []
@@ -73,6 +79,7 @@ def show(search: Any) -> None:
     print(f"{place}{plots}.")
     if result.best is not None:
         print(f"The best recipe is {search.folder / 'best.py'}.")
+    return result
 
 
 def last_words() -> str:

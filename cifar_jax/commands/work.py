@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="NAME", help="this run of an ablation or sweep only: runs/<arm>/seed<n>")
     parser.add_argument("--trials", type=int, help="of a search, all workers together; needed there")
     parser.add_argument("--light", action="store_true", help="keep no optimiser states of the trials of a search")
+    parser.add_argument("--patience", type=int, help="of a search: end once so many trials have ended since the best")
     parser.add_argument("--max_hours", type=float, help="begin nothing after so many hours")
     parser.add_argument("--data_dir", help="folder of prepared TFDS data sets; TFDS_DATA_DIR if not given")
     parser.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)  # ends with the process above it
@@ -38,11 +39,11 @@ def run(options: argparse.Namespace) -> int:
     search = (folder / "tune.json").exists()
     if search and options.trials is None:
         raise InputError(f"'{folder}' holds a search; give the number of its trials, for example --trials=50")
-    for name in ("trials", "light") if not search else ("run",):
+    for name in ("trials", "light", "patience") if not search else ("run",):
         if value := getattr(options, name):
             what = "a search" if search else "no search"
             raise InputError(f"--{name} is {value!r}, and '{folder}' holds {what}; leave it out")
-    _worker = load_worker(folder, **given)
+    _worker = load_worker(folder, **given, **({"patience": options.patience} if search else {}))
     _worker.work(options.trials if search else options.run)
     return 0
 

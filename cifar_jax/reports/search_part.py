@@ -23,7 +23,9 @@ def sentences(found: Tuned) -> list[str]:
         what = f"Trial {best.number} is the best, with a {found.metric.replace('_', ' ')} of {found.shown(best.value)}"
         lines.append(f"{what}. It was selected by this figure, which is therefore higher than that of new runs.")
     else:
-        lines.append("No trial is finished yet.")
+        lines.append("All trials have failed." if found.all_failed else "No trial is finished yet.")
+    if given := found.given_sentence():
+        lines.append(given)
     if shares := found.importances():
         shown = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         lines.append(f"Importance (PED-ANOVA, Watanabe et al. 2023): {shown}.")

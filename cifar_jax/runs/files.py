@@ -12,6 +12,20 @@ import numpy as np
 
 from cifar_jax.errors import InputError
 
+HOLDERS = {  # a file of a folder -> what the folder then is
+    "run.json": "the workdir of a run",
+    "study.json": "the folder of a study",
+    "tune.json": "the folder of a search by tune",
+}
+
+
+def check_free(folder: Path, own: str, wanted: str) -> None:
+    """Raises InputError where the folder holds what another command began. `own` is our file among HOLDERS, and
+    `wanted` what we need the folder for."""
+    for name, holds in HOLDERS.items():
+        if name != own and (folder / name).exists():
+            raise InputError(f"'{folder}' is {holds}; name another folder for {wanted}")
+
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` so that a reader, or a kill, sees the old file or the new one and nothing between.

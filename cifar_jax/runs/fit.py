@@ -22,6 +22,7 @@ from cifar_jax.runs.checkpoint import Checkpoints
 from cifar_jax.runs.devices import Placement, compute_dtype
 from cifar_jax.runs.evaluate import check_predicts, evaluate_and_predict
 from cifar_jax.runs.events import Callback
+from cifar_jax.runs.files import check_free
 from cifar_jax.runs.fingerprint import data_digest, fingerprint
 from cifar_jax.runs.functions import with_functions
 from cifar_jax.runs.history import PartialEpoch
@@ -125,6 +126,8 @@ def _request(
         raise InputError(f"evaluate is {evaluate!r}; it is one of 'test', 'validation', None")
     fingerprints = {name: fingerprint(value) for name, value in functions.items()}
     path = Path(workdir) if workdir is not None else None
+    if path:
+        check_free(path, "run.json", "the run")
     recipe = with_functions(with_later_fields(recipe), functions)
     return Request(recipe, functions, fingerprints, path, data, data_dir, context, evaluate, **options)
 

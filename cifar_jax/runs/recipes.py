@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ def call_file(file: Path, function: str, kind: str, fault: str, example: str) ->
         spec.loader.exec_module(module)
     except (SyntaxError, ImportError) as error:
         raise InputError(f"{kind} '{file}' cannot be read: {error}") from error
+    except Exception as error:
+        raise InputError(_raised(kind, file, error)) from error
     if not hasattr(module, function):
         raise InputError(f"{kind} '{file}' defines no {function}(); see {example} for the form")
     called = getattr(module, function)
@@ -71,4 +74,16 @@ def call_file(file: Path, function: str, kind: str, fault: str, example: str) ->
         inspect.signature(called).bind()
     except (TypeError, ValueError) as error:
         raise InputError(f"{function} of {kind} '{file}' cannot be called: {error}; it takes no arguments") from error
-    return called()
+    try:
+        return called()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(_raised(kind, file, error)) from error
+
+
+def _raised(kind: str, file: Path, error: Exception) -> str:
+    """That a user's file raised an error, and in which of its lines."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    where = f" at line {lines[-1]}" if lines else ""
+    return f"{kind} '{file}' raised {type(error).__name__}{where}: {error}"

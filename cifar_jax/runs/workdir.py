@@ -368,6 +368,15 @@ class LockedError(InputError):
     """Another process holds the lock of a folder."""
 
 
+def open_lock(folder: Path, name: str) -> Any:
+    """The file of a lock, in a folder that is made. Raises InputError where that cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / name).open("w")
+    except OSError as error:
+        raise InputError(f"folder '{folder}' cannot be written ({error.strerror}); name another folder") from error
+
+
 @contextlib.contextmanager
 def locked(workdir: Path, name: str = ".lock") -> Iterator[None]:
     """Makes the workdir and keeps other processes out of it; a killed process leaves no lock behind. `name` is that of
@@ -375,12 +384,7 @@ def locked(workdir: Path, name: str = ".lock") -> Iterator[None]:
 
     Raises LockedError where another process is in it.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / name).open("w")
-    except OSError as error:
-        raise InputError(f"folder '{workdir}' cannot be written ({error.strerror}); name another folder") from error
-    with lock:
+    with open_lock(workdir, name) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

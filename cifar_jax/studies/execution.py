@@ -12,7 +12,7 @@ Mapped convolutions are grouped convolutions, 2.0 to 2.9 times slower on the CPU
 import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ import jax
 from cifar_jax import training
 from cifar_jax.errors import InputError, nearest
 from cifar_jax.recipe import override
-from cifar_jax.runs import programs
+from cifar_jax.runs import programs, stream
 from cifar_jax.runs.devices import Placement
 from cifar_jax.runs.log import wait
 from cifar_jax.runs.loop import Chunk, Executor, Job, launch, launch_all
@@ -183,6 +183,14 @@ def measure(recipe: Any, train_set: programs.Arrays, context: Any, together: int
     counts = {"single": 1, "unrolled": together, "mapped": together}
     found = {how: time_steps(recipe, train_set, context, how, count)[1] for how, count in counts.items()}
     return {"sequential": found.pop("single"), **found}
+
+
+def sample(data: Mapping[str, Any], context: Any) -> tuple[Any, Any]:
+    """The training images and the context on a device, for a measurement; nothing is held out, and of images that do
+    not fit it only the first are there."""
+    place, split = placements("auto")[0], data["train"]
+    count = stream.first_count(data, place)
+    return place.put((split.images[:count], split.labels[:count])), place.put(context)
 
 
 def time_steps(

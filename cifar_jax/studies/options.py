@@ -15,6 +15,7 @@ from cifar_jax.runs.functions import with_functions
 from cifar_jax.studies import engines
 from cifar_jax.studies.definition import Definition, StudyArm
 
+FUNCTIONS = ("model", "optimizer", "schedule", "loss", "augment", "objective")
 MAX_RUNS = 200
 TOGETHER = 8
 
@@ -36,6 +37,34 @@ class Options:
     retry: bool = False  # trains runs again that failed
     engine: engines.Engine | None = None  # what trains the runs, where it is not this process
     progress: bool = True
+
+
+@dataclass(frozen=True)
+class SearchOptions(Options):
+    """What a search is trained with beside its space. `retry` queues trials again that failed."""
+
+    patience: int | None = None  # no trial begins after so many that brought no improvement
+
+
+def search_options(given: Mapping[str, Any]) -> SearchOptions:
+    """Raises InputError on an option of studies that a search does not have, or a wrong value."""
+    known = ("data_dir", "data", "context", "light", "max_hours", "patience", "retry", "progress")
+    for name in given:
+        if name not in (*known, *FUNCTIONS):
+            raise InputError(f"tune has no option '{name}'. Known: {', '.join((*known, *FUNCTIONS))}")
+    functions = {name: value for name, value in given.items() if name in FUNCTIONS and value is not None}
+    options = SearchOptions(functions=functions, **{name: value for name, value in given.items() if name in known})
+    check_hours(options.max_hours)
+    patience = options.patience
+    if patience is not None and (not isinstance(patience, int) or isinstance(patience, bool) or patience < 1):
+        raise InputError(f"patience is {patience!r}; it is a number of trials, at least 1")
+    return options
+
+
+def check_hours(hours: Any) -> None:
+    """Raises InputError unless max_hours is None or a number above 0."""
+    if hours is not None and not (isinstance(hours, int | float) and not isinstance(hours, bool) and hours > 0):
+        raise InputError(f"max_hours is {hours!r}; it must be a number above 0")
 
 
 def with_dtype(recipe: Any, stored: Mapping[str, Any] | None) -> Any:

@@ -33,10 +33,11 @@ WILCOXON_SEEDS = 5  # four seeds are the fewest that can give such a p; with fou
 
 def check_search(sampler: str, pruner: str, seeds: int, space: dict[str, Any]) -> None:
     """Raises InputError on an unknown sampler or pruner, a library that it misses, or a pruner that does not fit."""
-    if sampler not in SAMPLERS:
-        raise InputError(f"sampler is '{sampler}'{nearest(sampler, SAMPLERS)}")
-    if pruner not in PRUNERS:
-        raise InputError(f"pruner is '{pruner}'{nearest(pruner, PRUNERS)}")
+    for what, name, known in (("sampler", sampler, tuple(SAMPLERS)), ("pruner", pruner, PRUNERS)):
+        if not isinstance(name, str):
+            raise InputError(f"{what} is {name!r}; give it by its name. Known: {', '.join(sorted(known))}")
+        if name not in known:
+            raise InputError(f"{what} is '{name}'{nearest(name, known)}")
     if library := SAMPLERS[sampler][1]:
         try:
             importlib.import_module(library)

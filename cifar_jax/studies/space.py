@@ -13,6 +13,7 @@ def get_space():
     }
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.recipe import override, tuples
 from cifar_jax.runs.recipes import call_file, shipped_recipes
 from cifar_jax.studies.definition import check_changes
+from cifar_jax.studies.fields import with_defaults
 
 KINDS = "choice(...), uniform(low, high), log_uniform(low, high), integer(low, high) or alternatives(...)"
 SCALARS = (bool, int, float, str)  # what a database holds as the value of a choice
@@ -114,13 +116,20 @@ def check_space(recipe: Any, space: Any) -> None:
             raise InputError(
                 f"the search space has {path!r} as a field; name a field of the recipe, such as 'batch_size'"
             )
+        if path == "seed" or path.startswith("seeds."):
+            what = f"the search space has '{path}', and a seed is nothing to search"
+            raise InputError(f"{what}; set it in the recipe, and ask for several seeds a trial with seeds=5")
         if isinstance(values, Alternatives):
             _check_alternatives(recipe, path, values)
             if clash := sorted(other for other in space if other.startswith(f"{path}.")):
                 raise InputError(f"the search space has '{path}' and '{clash[0]}'; give '{clash[0]}' in alternatives")
             continue
+        if isinstance(values, Mapping) and values:
+            raise InputError(f"the search space has a dict for '{path}'; name the field: '{path}.{next(iter(values))}'")
         if not isinstance(values, Choice | Range):
             raise InputError(f"the search space has {values!r} for '{path}'; give {KINDS}")
+        if any(isinstance(value, Mapping) for value in points(values)):
+            raise InputError(f"the search space has {values} for '{path}'; sections are given by alternatives(...)")
         _check_values(path, values)
         for value in (*points(values), *_between(values)):
             check_changes(recipe, {path: value})
@@ -156,10 +165,12 @@ def _check_values(path: str, values: Choice | Range) -> None:
     if isinstance(values, Choice):
         if not values.values:
             fault = "has no values; give at least one"
-        elif len({repr(value) for value in values.values}) < len(values.values):
+        elif any(_equal(*pair) for pair in itertools.combinations(values.values, 2)):
             fault = "has a value twice; give each once"
     elif not all(isinstance(end, int | float) and math.isfinite(end) for end in (values.low, values.high)):
         fault = "has an end that is no number"
+    elif not isinstance(values.step, int | float | None) or not math.isfinite(values.step or 0):
+        fault = "has a step that is no number"
     elif values.low >= values.high:
         fault = "is empty: the first number must be below the second"
     elif values.log and values.low <= 0:
@@ -172,8 +183,22 @@ def _check_values(path: str, values: Choice | Range) -> None:
         fault = "has an end or a step that is no whole number"
     elif values.log and values.step not in (None, 1):
         fault = "is logarithmic, where a step means nothing; leave one of them out"
+    elif not _is_on_grid(values, values.high):
+        reached = values.low + (values.high - values.low) // (values.step or 1) * (values.step or 1)
+        fault = f"has steps that do not meet its end; end it at {reached:.6g}"
     if fault:
         raise InputError(f"the search space's {values} for '{path}' {fault}")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values of a choice are the same to a recipe: 64 and 64.0, but not 1 and True."""
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _is_on_grid(values: Range, number: float) -> bool:
+    """Whether low, low + step, ... meets the number, but for rounding."""
+    steps = (number - values.low) / (values.step or (1 if values.kind == "integer" else math.inf))
+    return abs(steps - round(steps)) < 1e-6
 
 
 def points(values: Any) -> tuple[Any, ...]:
@@ -238,6 +263,41 @@ def _draw(trial: Any, name: str, values: Any) -> Any:
         step = int(values.step or 1)
         return trial.suggest_int(name, int(values.low), int(values.high), step=step, log=values.log)
     return trial.suggest_float(name, values.low, values.high, step=values.step, log=values.log)
+
+
+def parameters_of(space: Mapping[str, Any], recipe: Any) -> dict[str, Any]:
+    """The parameters of Optuna by which `suggest` draws the recipe's own values.
+
+    Raises InputError, naming a field and its value, where the space does not have them.
+    """
+    flat, found = with_defaults(recipe), {}
+    for path, values in space.items():
+        if not isinstance(values, Alternatives):
+            found[path] = _own(path, values, flat.get(path))
+            continue
+        by_name = {section["name"]: section for section in values.sections}
+        found[f"{path}.name"] = name = _own(f"{path}.name", Choice(tuple(by_name)), flat.get(f"{path}.name"))
+        for field, inner in by_name[name].items():
+            kinds = inner if isinstance(inner, Choice | Range) else Choice((inner,))
+            own = _own(f"{path}.{field}", kinds, flat.get(f"{path}.{field}"))
+            if inner is kinds:
+                found[f"{path}.{name}.{field}"] = own
+    return found
+
+
+def _own(path: str, values: Choice | Range, value: Any) -> Any:
+    """A value of a recipe as a parameter of Optuna."""
+    if isinstance(values, Choice):
+        for each in values.values:
+            if _equal(each, tuples(value)):
+                return each if type(each) in SCALARS else repr(each)
+    elif (
+        isinstance(value, int | float)
+        and values.low <= value <= values.high
+        and (values.step is None or _is_on_grid(values, value))
+    ):
+        return value
+    raise InputError(f"{path}={value!r} is not in {values}")
 
 
 def by_field(space: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from cifar_jax.data.load import load_split
 from cifar_jax.errors import InputError
 from cifar_jax.recipe import from_json
 from cifar_jax.runs import stream
+from cifar_jax.runs.files import check_free
 from cifar_jax.runs.fit import check, fit
 from cifar_jax.runs.functions import check_replaced
 from cifar_jax.runs.identity import with_later_fields
@@ -35,7 +36,7 @@ from cifar_jax.studies.compare import compare
 from cifar_jax.studies.comparison import Comparison
 from cifar_jax.studies.definition import Definition, StudyArm, extended, find_arms, seeds_of
 from cifar_jax.studies.engine_study import train_with
-from cifar_jax.studies.options import Options, check_engine, define, load_data, with_dtype
+from cifar_jax.studies.options import Options, check_engine, check_hours, define, load_data, with_dtype
 from cifar_jax.studies.progress import StudyProgress, compile_clock, short
 from cifar_jax.studies.study_file import FAILED, FINISHED, FORMAT, read_study, waiting_lock, write_study
 
@@ -53,16 +54,12 @@ class Study:
         self.folder, self.options = Path(folder), options
         execution.check_execution(options.execution, options.together)
         check_engine(options)
-        if options.max_hours is not None and not options.max_hours > 0:
-            raise InputError(f"max_hours is {options.max_hours}; it must be above 0")
+        check_hours(options.max_hours)
         chosen = seeds_of(recipe, arms, seeds)
         if (count := len(arms) * len(chosen)) > options.max_runs:
             what = f"{len(arms)} arms with {len(chosen)} seeds are {count} runs, and max_runs is {options.max_runs}"
             raise InputError(f"{what}; ask for fewer, or set max_runs to {count}")
-        if (self.folder / "run.json").exists():
-            raise InputError(f"'{self.folder}' is the workdir of a run; name another folder for the study")
-        if (self.folder / "tune.json").exists():
-            raise InputError(f"'{self.folder}' is the folder of a search by tune; name another folder for the study")
+        check_free(self.folder, "study.json", "the study")
         self.stored = read_study(self.folder)
         self.recipe = with_dtype(recipe, self.stored)
         self.data = load_data(recipe, options)
@@ -142,14 +139,7 @@ class Study:
         runs = [(arm.name, seed) for arm, seed in missing]
         recipes = [self.resolved[arm.folder] for arm, _ in missing]
         finished = self.total() - len(runs)
-        return plan.estimate(runs, recipes, finished, *self._measured(), self.options.light)
-
-    def _measured(self) -> tuple[Any, Any]:
-        """The training images and the context on a device, for a measurement; nothing is held out, and of images that
-        do not fit it only the first are there."""
-        place, split = execution.placements("auto")[0], self.data["train"]
-        count = stream.first_count(self.data, place)
-        return place.put((split.images[:count], split.labels[:count])), place.put(self.context)
+        return plan.estimate(runs, recipes, finished, *execution.sample(self.data, self.context), self.options.light)
 
     def train(self) -> int:
         """Trains what is missing. A run that fails is recorded, and the others go on. 0, or an exit code where workers
@@ -230,7 +220,8 @@ class Study:
             return dict(known)
         else:
             together = 1 if streamed else max(len(group) for group in self._groups(missing, "mapped"))
-            how, seconds = execution.choose(self.resolved[missing[0][0].folder], *self._measured(), together)
+            measured = execution.sample(self.data, self.context)
+            how, seconds = execution.choose(self.resolved[missing[0][0].folder], *measured, together)
         if seconds:
             shown = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in seconds.items())
             self._say(f"execution: {how} (a step and run: {shown})")

@@ -18,6 +18,7 @@ from typing import Any
 
 from cifar_jax.errors import InputError
 from cifar_jax.runs.files import read_json, unsealed, write_bytes, write_sealed
+from cifar_jax.runs.workdir import open_lock
 
 FORMAT = 1
 FINISHED, FAILED = "finished", "failed"  # the status of a run
@@ -39,9 +40,11 @@ def read_study(folder: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def waiting_lock(folder: Path, name: str) -> Iterator[None]:
-    """One process at a time is within it; the others wait. A killed process leaves no lock behind."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / name).open("w") as lock:
+    """One process at a time is within it; the others wait. A killed process leaves no lock behind.
+
+    Raises InputError where the folder cannot be written.
+    """
+    with open_lock(folder, name) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

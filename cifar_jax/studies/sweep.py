@@ -10,10 +10,8 @@ from cifar_jax.studies.compare import check_detect, check_metric
 from cifar_jax.studies.comparison import Comparison
 from cifar_jax.studies.definition import StudyArm, ablation_arms, grid_arms
 from cifar_jax.studies.engines import take_engine
-from cifar_jax.studies.options import Options
+from cifar_jax.studies.options import FUNCTIONS, Options
 from cifar_jax.studies.study import Study
-
-FUNCTIONS = ("model", "optimizer", "schedule", "loss", "augment", "objective")
 
 
 def ablate(

@@ -3,12 +3,12 @@
 A trial has one or more attempts; each is a trial of Optuna. Later attempts continue the first one: they have its
 parameters, its intermediate values, and its folder, and carry its number. Attributes: system "failed_trial" and
 "retry_history", as Optuna's own retries, for its tools; user "original", the first number; "host", where it runs;
-"reason", why it failed; "interruptions", attempts that a signal ended.
+"reason", why it failed; "interruptions", attempts that a signal ended, or that ended before they began; "given".
 """
 
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ MAX_RETRIES = 3
 FINISHED, PRUNED, FAILED, RUNNING, WAITING = "finished", "pruned", "failed", "running", "waiting"
 INTERRUPTED = "interrupted"  # its process has died, and the next worker queues it again
 RUNG = "completed_rung_"  # begins the attributes in which Optuna's successive halving notes a trial's values
+GIVEN = "given"  # the attribute of the trial whose values are those of the recipe that was given
 MARK = "interrupted"  # a file in a trial's folder: a signal ended its process
 
 
@@ -39,6 +40,7 @@ class TrialRecord:
     retries: int  # attempts after the first, but for those that a signal made necessary
     reports: int  # values so far: one for each epoch, or for each seed where a trial has several
     seconds: float  # of the last attempt: nobody knows when a process that was killed ended
+    is_given: bool = False  # whether its values are those of the recipe that the search was given
 
     @property
     def is_over(self) -> bool:
@@ -63,6 +65,12 @@ def attempts(study: Any) -> dict[int, list[Any]]:
     return found
 
 
+def waiting(every: Mapping[int, Sequence[Any]]) -> list[int]:
+    """The first numbers of the trials that wait for a worker, the next one first, as Optuna hands them out."""
+    last = [each[-1] for each in every.values() if each[-1].state.name == "WAITING"]
+    return [number_of(trial) for trial in sorted(last, key=lambda trial: trial.number)]
+
+
 def read_trials(study: Any, folder: Path) -> list[TrialRecord]:
     """All trials, by number."""
     return [_record(number, every, folder) for number, every in sorted(attempts(study).items())]
@@ -80,6 +88,7 @@ def _record(number: int, every: Sequence[Any], folder: Path) -> TrialRecord:
         retries=retries,
         reports=len(last.intermediate_values),
         seconds=last.duration.total_seconds() if last.duration else 0.0,
+        is_given=bool(last.user_attrs.get(GIVEN, False)),
     )
 
 
@@ -149,12 +158,30 @@ def requeue_lost(study: Any, folder: Path) -> list[int]:
 def _queue_again(study: Any, number: int, every: Sequence[Any], place: Path) -> bool:
     """Adds the next attempt, before the last one is marked as failed, so that a kill loses neither; False where none
     is left."""
-    optuna, last = optuna_library(), every[-1]
-    interrupted = (place / MARK).exists()
+    last = every[-1]
+    # An attempt without a host ended before it had its lock: it trained nothing.
+    interrupted = (place / MARK).exists() or "host" not in last.user_attrs
     interruptions = last.user_attrs.get("interruptions", 0) + interrupted
-    history = [trial.number for trial in every]
-    if len(history) - interruptions > MAX_RETRIES:
+    if len(every) - interruptions > MAX_RETRIES:
         return False
+    _add_attempt(study, number, every, place, interruptions)
+    return True
+
+
+def queue_failed(study: Any, folder: Path) -> None:
+    """Queues failed trials again, as if they had no retry yet; call it inside `queue_lock`."""
+    for number, every in attempts(study).items():
+        place = trial_folder(folder, number)
+        if every[-1].state.name == "FAIL" and is_free(place):
+            _add_attempt(study, number, every, place, len(every))
+
+
+def _add_attempt(study: Any, number: int, every: Sequence[Any], place: Path, interruptions: int) -> None:
+    """The next attempt of a trial, which continues the last one."""
+    optuna, last = optuna_library(), every[-1]
+    # Values are drawn one after another; where no run was begun with them, the attempt draws all of them again.
+    begun = any(place.glob("seed*"))
+    history = [trial.number for trial in every]
     kept = {name: value for name, value in last.user_attrs.items() if name not in ("host", "reason")}
     # A rung of Hyperband at the last report may have been noted and not yet decided: it is decided again.
     newest = last.intermediate_values.get(last.last_step)
@@ -163,12 +190,11 @@ def _queue_again(study: Any, number: int, every: Sequence[Any], place: Path) -> 
     study.add_trial(
         optuna.create_trial(
             state=optuna.trial.TrialState.WAITING,
-            params=last.params,
-            distributions=last.distributions,
+            params=last.params if begun else {},
+            distributions=last.distributions if begun else {},
             user_attrs={**kept, "original": number, "interruptions": interruptions},
             system_attrs={**system, "failed_trial": number, "retry_history": history},
             intermediate_values=last.intermediate_values,
         )
     )
     (place / MARK).unlink(missing_ok=True)
-    return True

@@ -19,6 +19,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.runs.files import read_json, unsealed, write_sealed
 from cifar_jax.studies.definition import Definition, extended
 from cifar_jax.studies.storage import connect, shown
+from cifar_jax.studies.trials import GIVEN
 
 FORMAT = 1
 FILE = "tune.json"
@@ -27,12 +28,17 @@ SEARCH = ("space", "metric", "sampler", "pruner")
 IDENTITY = "cifar_jax"  # the attribute of Optuna's study that holds the id of the folder
 
 
+def folder_of(recipe: Any, folder: Any) -> Path:
+    """The folder of a search; only a recipe file has a default. Raises InputError where none follows."""
+    if folder is None and not isinstance(recipe, str | Path):
+        raise InputError("tune needs the folder of the study; give folder='studies/NAME'")
+    if not isinstance(folder, str | Path | None):
+        raise InputError(f"folder is {folder!r}; it is a path, such as 'studies/NAME'")
+    return Path(folder or f"studies/{Path(recipe).stem}-tune")
+
+
 def read_tune(folder: Path) -> dict[str, Any] | None:
-    """tune.json; None where there is none. Raises InputError where it is damaged or of another format, or the folder
-    holds something else."""
-    for name, what in (("run.json", "the workdir of a run"), ("study.json", "the folder of another study")):
-        if (folder / name).exists():
-            raise InputError(f"'{folder}' is {what}; name another folder for the search")
+    """tune.json; None where there is none. Raises InputError where it is damaged or of another format."""
     path = folder / FILE
     if not path.exists():
         return None
@@ -98,16 +104,23 @@ def check_owner(storage: Any, address: Any, name: str, own: str | None) -> bool:
     return True
 
 
-def open_study(folder: Path, stored: dict[str, Any] | None, facts: dict[str, Any], address: Any, **more: Any) -> Any:
-    """Optuna's study of the folder, begun if it is new; call it inside `queue_lock`. `more` are its pruner and
-    direction.
+def open_study(
+    folder: Path,
+    stored: dict[str, Any] | None,
+    facts: dict[str, Any],
+    address: Any,
+    first: dict[str, Any] | None,
+    **more: Any,
+) -> Any:
+    """Optuna's study of the folder, begun if it is new; call it inside `queue_lock`. `first` are the parameters of the
+    first trial, None where they are drawn; `more` are the pruner and direction.
 
     Raises InputError where the storage cannot be reached, or has another study of that name, or has lost this one.
     """
     import optuna
 
-    storage, name = connect(address), study_name(folder)
     stored = stored or {"format": FORMAT, "id": uuid.uuid4().hex, "begun": False, **facts}
+    storage, name = _connect(folder, stored, address)
     there = check_owner(storage, address, name, stored["id"])
     if stored["begun"] and not there:
         raise _lost(folder, address)
@@ -116,6 +129,8 @@ def open_study(folder: Path, stored: dict[str, Any] | None, facts: dict[str, Any
     study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, **more)
     if not stored["begun"]:
         study.set_user_attr(IDENTITY, stored["id"])
+        if first is not None and not study.trials:
+            study.enqueue_trial(first, user_attrs={GIVEN: True})
         write_sealed(folder / FILE, {**stored, "begun": True})
     return study
 
@@ -124,10 +139,24 @@ def find_study(folder: Path, stored: dict[str, Any], address: Any) -> Any:
     """Optuna's study of the folder. Raises InputError where the storage cannot be reached, or does not have it."""
     import optuna
 
-    storage, name = connect(address), study_name(folder)
+    storage, name = _connect(folder, stored, address)
     if not check_owner(storage, address, name, stored["id"]):
         raise _lost(folder, address)
     return optuna.load_study(study_name=name, storage=storage)
+
+
+def _connect(folder: Path, stored: dict[str, Any], address: Any) -> tuple[Any, str]:
+    """The storage, and the name that the folder's study has in it: in its own file the one that it began with, whatever
+    became of the folder's name. Raises InputError where a file that the study began in is gone."""
+    own = stored["storage"] is None
+    is_file = address.get_backend_name() == "sqlite" and not address.query
+    if stored["begun"] and is_file and not Path(address.database).exists():  # connecting would make an empty one
+        remedy = "restore that file" if own else "correct the address, or restore that file"
+        raise InputError(f"the trials of '{folder}' are not there ({address.database}); {remedy}")
+    storage = connect(address)
+    known = storage.get_all_studies() if own else []
+    named = [study.study_name for study in known if study.user_attrs.get(IDENTITY) == stored["id"]]
+    return storage, named[0] if named else study_name(folder)
 
 
 def _lost(folder: Path, address: Any) -> InputError:

@@ -60,6 +60,20 @@ class Tuned:
         found = [trial for trial in self.trials if trial.status == FINISHED]
         return min(found, key=self._order, default=None)
 
+    @property
+    def given(self) -> TrialRecord | None:
+        """The trial with the values of the recipe that was given; None where the space does not hold them."""
+        return next((trial for trial in self.trials if trial.is_given), None)
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether there are trials, and all have failed."""
+        return bool(self.trials) and all(trial.status == FAILED for trial in self.trials)
+
+    def since_best(self) -> int:
+        """How many trials have ended after the best one was drawn, without being better."""
+        return 0 if self.best is None else sum(t.is_over and t.number > self.best.number for t in self.trials)
+
     def _order(self, trial: TrialRecord) -> float:
         """Ascending from the best trial on."""
         assert trial.value is not None
@@ -74,7 +88,11 @@ class Tuned:
     def best_recipe(self) -> ConfigDict:
         """The recipe of the best trial, with the seed that was given. Raises InputError where no trial is finished."""
         if self.best is None:
-            raise InputError(f"no trial of the study in '{self.folder}' is finished yet; the same command continues")
+            what = f"no trial of the study in '{self.folder}' is finished yet; the same command continues"
+            if self.all_failed:
+                what = f"all {len(self.trials)} trials of the study in '{self.folder}' have failed, the first one:"
+                what += f" {self.trials[0].reason}; the same command with --retry trains them again"
+            raise InputError(what)
         return without_facts(override(self.recipe, self.changes(self.best)))
 
     def shown(self, value: float | None) -> str:
@@ -123,10 +141,18 @@ class Tuned:
         if len(self.trials) > SHOWN:
             lines.append(f"{len(self.trials) - SHOWN} more trials are in {self.folder / 'trials.csv'}.")
         lines += [f"trial {trial.number} failed: {trial.reason}" for trial in self.trials if trial.status == FAILED]
+        lines += [sentence] if (sentence := self.given_sentence()) else []
         if found := self.importances():
             shown = ", ".join(f"{name} {share:.0%}" for name, share in found.items())
             lines.append(f"importance (PED-ANOVA, Watanabe et al. 2023): {shown}")
         return "\n".join(lines)
+
+    def given_sentence(self) -> str:
+        """What the recipe that was given reached; "" where it is no trial, or not over."""
+        given = self.given
+        if given is None or given.status != FINISHED:
+            return ""
+        return f"The recipe as it was given is trial {given.number}: {self.shown(given.value)}."
 
     def curves(self) -> dict[int, dict[int, float]]:
         """Trial -> epoch -> what it reported then; with several seeds a trial, seed -> its value."""
@@ -190,7 +216,7 @@ class Tuned:
             if self.has_own_data
             else f"python launch.py train --config={path}",
             "",
-            *textwrap.wrap(figures, 120),
+            *textwrap.wrap(f"{figures} {self.given_sentence()}".strip(), 120),
             "",
             "Searched:",
             *(f"    {path} = {value!r}" for path, value in self.changes(best).items()),
@@ -241,8 +267,6 @@ def load_search(folder: str | Path, storage: str | None = None) -> Tuned:
         check_address(folder, stored, address, storage)
     if address.password == "***":  # as it is shown; the client library may know the password
         address = address.set(password=None)
-    if address.get_backend_name() == "sqlite" and not Path(address.database).exists():  # connecting would make it
-        raise InputError(f"the trials of '{folder}' are not there ({address.database}); restore that file")
     definition = Definition.from_json(stored["definition"])
     space = from_json(read_space(folder))
     with queue_lock(folder), quiet_optuna():

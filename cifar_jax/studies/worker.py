@@ -6,8 +6,8 @@ from typing import Any
 
 from cifar_jax.studies.engines import STORAGE
 from cifar_jax.studies.options import Options
+from cifar_jax.studies.search import Search
 from cifar_jax.studies.study import Study
-from cifar_jax.studies.tune import Search
 
 
 def load_worker(folder: Path, light: bool = False, **options: Any) -> Study | Search:

@@ -92,6 +92,3 @@ def test_what_is_no_search_is_refused(found, tmp_path):
     assert not (tmp_path / "small-tune" / "trials.db").exists()
     with pytest.raises(cj.InputError, match=r"is a search by tune, whose trials are no repeated runs: trials.csv has"):
         cj.compare(found.folder)
-    shutil.copytree(found.folder, tmp_path / "renamed")
-    with pytest.raises(cj.InputError, match=r"holds no study 'renamed', which '.*' began in it"):
-        cj.load_search(tmp_path / "renamed")

@@ -79,7 +79,7 @@ def kill_workers(folder: Path, storage: str | None, kills: int, seed: int = 0) -
 
 def _count(folder: Path, storage: str | None) -> dict[str, int]:
     """Trials by status, without changing anything."""
-    from cifar_jax.studies.tune import Search
+    from cifar_jax.studies.search import Search
 
     options = {"metric": "validation_accuracy", "sampler": "tpe", "pruner": "none", "seeds": 1, "address": storage}
     found = Search(recipe(), SPACE, folder, **options, data=DATA, progress=False).result()

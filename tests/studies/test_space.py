@@ -130,7 +130,14 @@ def test_a_space_is_described_as_it_is_written():
         ({"epochs": integer(1, 9, step=2, log=True)}, "where a step means nothing"),
         ({"epochs": uniform(1, 4.5)}, "recipe field 'epochs' is 4.5, a float; it takes an int"),
         ({"batch_size": choice(8, "16")}, "recipe field 'batch_size' is '16', a str; it takes an int"),
-        ({"seed": integer(0, 9)}, "arms cannot change 'seed'"),
+        ({"seed": integer(0, 9)}, "the search space has 'seed', and a seed is nothing to search; set it in the recipe"),
+        ({"seeds.weights": choice(0, 1)}, "the search space has 'seeds.weights', and a seed is nothing to search"),
+        ({"optimizer": {"learning_rate": 1}}, "has a dict for 'optimizer'; name the field: 'optimizer.learning_rate'"),
+        ({"optimizer": choice({"name": "sgd"}, {"name": "adam"})}, "sections are given by alternatives(...)"),
+        ({"epochs": integer(1, 4, step="a")}, "has a step that is no number"),
+        ({"model.dropout": uniform(0, 0.5, step=0.2)}, "has steps that do not meet its end; end it at 0.4"),
+        ({"epochs": integer(1, 4, step=2)}, "has steps that do not meet its end; end it at 3"),
+        ({"batch_size": choice(64, 64.0)}, "has a value twice"),
         ({"data.validation": choice(8, 16)}, "'data.validation' decides which images a run is compared on"),
         ({"evaluation.batch_size": choice(8, 16)}, "changes no result"),
         ({"optimizer": alternatives({"name": "sgd"})}, "give two or more sections, each with another name"),
@@ -167,6 +174,15 @@ def test_space_files(tmp_path):
     (tmp_path / "imports.py").write_text("import nothing_at_all\n")
     with pytest.raises(cj.InputError, match=r"imports.py' cannot be read: No module named 'nothing_at_all'"):
         load_space(tmp_path / "imports.py")
+    for text, line in (("x = 1 / 0\n", 1), ("def get_space():\n    return {'a': 1 / 0}\n", 2)):
+        (tmp_path / "raises.py").write_text(text)
+        with pytest.raises(cj.InputError, match=rf"raises.py' raised ZeroDivisionError at line {line}: division by"):
+            load_space(tmp_path / "raises.py")
+
+
+@pytest.mark.parametrize("values", [uniform(0, 0.5, step=0.1), uniform(0.1, 0.7, step=0.2), integer(2, 8, step=3)])
+def test_steps_that_meet_the_end_are_taken(values):
+    check_space(RECIPE, {"model.dropout": values} if values.kind == "uniform" else {"epochs": values})
 
 
 @pytest.mark.parametrize("path", sorted(shipped_recipes().glob("spaces/*.py")), ids=lambda path: path.stem)

@@ -4,6 +4,7 @@ import ast
 import csv
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,10 @@ import cifar_jax as cj  # noqa: E402
 from cifar_jax.runs.events import Event  # noqa: E402
 from cifar_jax.runs.files import write_bytes  # noqa: E402
 from cifar_jax.runs.workdir import locked  # noqa: E402
-from cifar_jax.studies import pruning, storage, trials, tune  # noqa: E402
+from cifar_jax.studies import pruning, storage, trials  # noqa: E402
+from cifar_jax.studies import search as search_module  # noqa: E402
+from cifar_jax.studies.search import Search  # noqa: E402
 from cifar_jax.studies.space import alternatives, choice, integer, log_uniform, uniform  # noqa: E402
-from cifar_jax.studies.tune import Search  # noqa: E402
 from cifar_jax.studies.tune_file import read_tune  # noqa: E402
 from tests import made  # noqa: E402
 
@@ -81,8 +83,8 @@ def quick(monkeypatch):
             seen = SimpleNamespace(accuracy=last["validation_accuracy"], loss=last["validation_loss"])
             return SimpleNamespace(reason=state["reason"], evaluation=seen, history=state["lines"])
 
-    monkeypatch.setattr(tune, "fit", fit)
-    monkeypatch.setattr(tune, "finish_lightening", lambda workdir: None)
+    monkeypatch.setattr(search_module, "fit", fit)
+    monkeypatch.setattr(search_module, "finish_lightening", lambda workdir: None)
     return calls
 
 
@@ -90,18 +92,20 @@ def quick(monkeypatch):
 KILLS = (Killed, UnboundLocalError)
 
 
-def kill_at(monkeypatch, write):
+WRITES = ("_create_new_trial", "_set_trial_param", "set_trial_state_values", "set_trial_intermediate_value")
+WRITES = (*WRITES, "set_trial_user_attr", "set_trial_system_attr")
+
+
+def kill_at(monkeypatch, write, names=WRITES, error=Killed):
     """The process ends after the n-th write to the storage. Returns a list whose item counts the writes."""
     count = [0]
-    names = ("_create_new_trial", "_set_trial_param", "set_trial_state_values", "set_trial_intermediate_value")
-    names = (*names, "set_trial_user_attr", "set_trial_system_attr")
 
     def patched(original):
         def call(*arguments, **more):
             count[0] += 1
             result = original(*arguments, **more)
             if count[0] == write:
-                raise Killed
+                raise error
             return result
 
         return call
@@ -223,7 +227,7 @@ def test_a_trial_that_fails_is_shown_with_its_reason_and_the_others_go_on(tmp_pa
 
 def test_max_hours_begins_no_further_trial(quick, tmp_path, capsys):
     result = run(tmp_path, trials=50, max_hours=1e-9, progress=True)
-    assert len(result.trials) == 0
+    assert [trial.status for trial in result.trials] == ["waiting"]  # the recipe as it is
     assert "stopped after 1e-09 hours; the same command continues" in capsys.readouterr().err
 
 
@@ -292,12 +296,12 @@ def test_wilcoxon_reports_seed_by_seed(quick, tmp_path):
 @pytest.mark.parametrize("pruner", ["none", "hyperband"])
 def test_a_kill_at_any_write_loses_no_trial_and_trains_none_twice(pruner, quick, tmp_path, monkeypatch):
     options = {"pruner": pruner, "trials": 2, "recipe": cj.override(RECIPE, {"epochs": 3})}
-    with monkeypatch.context() as patch:
-        writes = kill_at(patch, 0)
-        run(tmp_path / "whole", **options)
-    assert writes[0] >= 2 * 7  # new, host, parameter, 3 epochs, value
     begin = search(tmp_path / "begun/study", pruner=pruner, recipe=options["recipe"])
     begin.open()
+    with monkeypatch.context() as patch:
+        writes = kill_at(patch, 0)
+        whole = run(shutil.copytree(begin.folder, tmp_path / "whole/study"), **options)
+    assert writes[0] >= 2 * 7  # new, host, parameter, 3 epochs, value
     for write in range(1, writes[0] + 1):
         folder = shutil.copytree(begin.folder, tmp_path / f"{write}/study")
         with monkeypatch.context() as patch:
@@ -308,6 +312,7 @@ def test_a_kill_at_any_write_loses_no_trial_and_trains_none_twice(pruner, quick,
         quick.clear()
         result = run(folder, **options)
         assert [trial.number for trial in result.trials] in ([0, 1], [0, 2])
+        assert [trial.parameters for trial in result.trials] == [trial.parameters for trial in whole.trials]
         for trial in result.trials:
             assert trial.status in ("finished", "pruned")
             known = {before.number: before.parameters for before in begun}.get(trial.number, {})
@@ -358,13 +363,13 @@ def test_a_retry_continues_at_the_checkpoint_exactly(tmp_path, monkeypatch):
         patch.setattr(pruning, "Reports", Stop)
         with pytest.raises(Killed):
             run(tmp_path / "study", SPACE)
-    starts, fit = [], tune.fit
+    starts, fit = [], search_module.fit
     first = lambda event: starts.append((event.workdir, event.step)) if not event.lines or event.step else None
 
     def spied(recipe, workdir, *, callbacks, **more):
         return fit(recipe, workdir, callbacks=[first, *callbacks], **more)
 
-    monkeypatch.setattr(tune, "fit", spied)
+    monkeypatch.setattr(search_module, "fit", spied)
     result = run(tmp_path / "study", SPACE)
     assert [trial.retries for trial in result.trials] == [0, 1, 0]
     own = [step for workdir, step in starts if workdir.parent.name == "1"]
@@ -384,7 +389,7 @@ def test_after_three_retries_a_trial_has_failed(quick, tmp_path, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(tune, "fit", killed)
+        patch.setattr(search_module, "fit", killed)
         for _ in range(4):
             with pytest.raises(Killed):
                 run(tmp_path, trials=1)
@@ -401,12 +406,32 @@ def test_a_signal_leaves_the_trial_untold_and_counts_as_no_retry(quick, tmp_path
 
     for _ in range(6):
         with monkeypatch.context() as patch:
-            patch.setattr(tune, "fit", interrupted)
+            patch.setattr(search_module, "fit", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 run(tmp_path, trials=1)
         assert [trial.status for trial in search(tmp_path).result().trials] == ["interrupted"]
     result = run(tmp_path, trials=1)
     assert [(trial.status, trial.retries) for trial in result.trials] == [("finished", 0)]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_search_that_signals_interrupt_anywhere_draws_what_an_unbroken_one_draws(
+    sampler, quick, tmp_path, monkeypatch
+):
+    """Also between taking a trial and its lock, and between its first value and its second; no signal is a retry."""
+    whole = run(tmp_path / "whole", SPACE, trials=14, sampler=sampler)
+    often = ("set_trial_user_attr", "set_trial_state_values", "_create_new_trial", "_set_trial_param")
+    moments = [("set_trial_intermediate_value", 43)]  # in the eleventh trial; TPE draws at random before it
+    moments += [(name, 1) for name in (*often, "set_trial_state_values") for _ in range(5)]  # there are three retries
+    for name, write in moments:
+        with monkeypatch.context() as patch:
+            kill_at(patch, write, (name,), KeyboardInterrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path / "parts", SPACE, trials=14, sampler=sampler)
+    parts = run(tmp_path / "parts", SPACE, trials=14, sampler=sampler)
+    assert len(parts.study.trials) > 14 + 15
+    assert [trial.parameters for trial in parts.trials] == [trial.parameters for trial in whole.trials]
+    assert {(trial.status, trial.retries) for trial in parts.trials} == {("finished", 0)}
 
 
 @pytest.mark.parametrize("inner", ["", "seed0"])
@@ -425,6 +450,8 @@ def test_a_stale_trial_that_optuna_failed_is_queued_again(quick, tmp_path):
     opened = search(tmp_path)
     opened.open()
     trial = opened.study.ask({"optimizer.learning_rate": optuna.distributions.FloatDistribution(1e-3, 0.1, log=True)})
+    trial.set_user_attr("host", socket.gethostname())
+    (tmp_path / "trials/0/seed0").mkdir(parents=True)
     opened.study.tell(trial, state=optuna.trial.TrialState.FAIL)
     assert [record.status for record in opened.result().trials] == ["interrupted"]
     result = run(tmp_path, trials=1)
@@ -444,7 +471,7 @@ def test_a_trial_of_another_machine_needs_a_stopped_heartbeat_too(quick, tmp_pat
 
 
 def test_a_worker_that_slept_and_was_taken_for_dead_changes_nothing(quick, tmp_path, monkeypatch):
-    fit = tune.fit
+    fit = search_module.fit
 
     def slept(recipe, workdir, **more):
         opened.study.tell(0, state=optuna.trial.TrialState.FAIL)  # what another worker does meanwhile
@@ -452,7 +479,7 @@ def test_a_worker_that_slept_and_was_taken_for_dead_changes_nothing(quick, tmp_p
 
     opened = search(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(tune, "fit", slept)
+        patch.setattr(search_module, "fit", slept)
         patch.setattr(Search, "_tell", lambda self, count: None)
         original = opened._attempt
 
@@ -467,7 +494,110 @@ def test_a_worker_that_slept_and_was_taken_for_dead_changes_nothing(quick, tmp_p
     assert [(trial.number, trial.status) for trial in run(tmp_path, trials=1).trials] == [(0, "finished")]
 
 
+# --- the recipe that was given, and when a search ends ---
+
+
+def test_the_recipe_that_was_given_is_the_first_trial(quick, tmp_path, capsys):
+    sgd = {"name": "sgd", "learning_rate": log_uniform(1e-3, 1e-1), "momentum": 0.9}
+    recipe = cj.override(RECIPE, {"optimizer.name": "sgd", "optimizer.momentum": 0.9, "optimizer.learning_rate": 0.05})
+    space = {"optimizer": alternatives({"name": "adam", "learning_rate": 1e-3}, sgd), "batch_size": choice(16, 32)}
+    result = run(tmp_path / "given", space, recipe=recipe, trials=3, progress=True)
+    assert result.given.number == 0
+    assert cj.override(recipe, result.changes(result.trials[0])) == recipe
+    assert [trial.is_given for trial in result.trials] == [True, False, False]
+    sentence = f"The recipe as it was given is trial 0: {100 * quality(0.05, 4):.2f}%."
+    assert sentence in str(result)
+    assert sentence in " ".join((tmp_path / "given/best.py").read_text().split())
+    assert "none of the trials" not in capsys.readouterr().err
+    assert len(run(tmp_path / "given", space, recipe=recipe, trials=4).trials) == 4  # and it is so once
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"optimizer.learning_rate": 0.5}, "optimizer.learning_rate=0.5 is not in log_uniform(0.001, 0.1)"),
+        ({"batch_size": 24}, "batch_size=24 is not in choice(16, 32)"),
+    ],
+)
+def test_a_recipe_outside_the_space_is_no_trial_and_told(fields, why, quick, tmp_path, capsys):
+    result = run(tmp_path, SPACE, recipe=cj.override(RECIPE, fields), trials=2, progress=True)
+    assert result.given is None
+    assert f"the given recipe is none of the trials, because the search space does not hold it: {why}" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_retry_of_the_given_recipe_is_the_given_recipe(quick, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_at(patch, 1, ("_set_trial_param",))
+        with pytest.raises(KILLS):
+            run(tmp_path, SPACE)
+    result = run(tmp_path, SPACE)
+    assert (result.given.number, result.given.retries) == (0, 1)
+    assert result.given.parameters["optimizer.learning_rate"] == RECIPE.optimizer.learning_rate
+
+
+def test_patience_ends_a_search_that_does_not_improve(quick, tmp_path, capsys):
+    result = run(tmp_path, trials=40, patience=6, sampler="random", progress=True)
+    assert len(result.trials) == result.best.number + 7 < 40
+    assert "stopped: 6 trials have ended since the best one; a larger patience continues" in capsys.readouterr().err
+    assert len(run(tmp_path, trials=40, patience=7, sampler="random").trials) > len(result.trials)
+
+
+def test_a_search_whose_first_trials_all_fail_ends_and_can_be_retried(quick, tmp_path, monkeypatch, capsys):
+    def failed(*arguments, **more):
+        raise ValueError("no luck")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module, "fit", failed)
+        result = run(tmp_path, trials=40, progress=True)
+        assert [trial.status for trial in result.trials] == ["failed"] * 5
+        assert (
+            "stopped: all 5 trials have failed, the last one: ValueError: no luck; --retry" in capsys.readouterr().err
+        )
+        with pytest.raises(
+            cj.InputError, match=r"all 5 trials .* have failed, the first one: ValueError: no luck; the"
+        ):
+            _ = result.best_recipe
+        assert run(tmp_path, trials=40).trials == result.trials
+    again = run(tmp_path, trials=6, retry=True)
+    assert [trial.status for trial in again.trials] == ["finished"] * 6
+    assert [trial.parameters for trial in again.trials[:5]] == [trial.parameters for trial in result.trials]
+    assert again.trials[0].retries == 0
+
+
+def test_a_plan_says_what_is_searched_and_trains_nothing(tmp_path):
+    plan = search(tmp_path / "study", SPACE).plan(5)
+    assert "optimizer.learning_rate: log_uniform(0.001, 0.1)" in plan
+    assert "5 trials (0 more are there already), 5 runs" in plan
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize("change", [shutil.copytree, shutil.move])
+def test_a_search_continues_in_a_folder_of_another_name(change, quick, tmp_path):
+    before = run(tmp_path / "one", trials=2)
+    change(tmp_path / "one", tmp_path / "two")
+    after = run(tmp_path / "two", trials=3)
+    assert after.trials[:2] == before.trials
+    assert cj.load_search(tmp_path / "two").trials == after.trials
+
+
 # --- what is refused ---
+
+
+@pytest.mark.parametrize("name", ["study.json", "tune.json"])
+def test_a_run_is_not_trained_into_the_folder_of_a_study(name, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(cj.InputError, match=r"is the folder of a (study|search by tune); name another folder for the"):
+        cj.fit(RECIPE, tmp_path, data=DATA, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_in_place_of_the_folder_is_refused(quick, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(cj.InputError, match=r"folder '.*file' cannot be written \(File exists\); name another folder"):
+        run(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -479,9 +609,15 @@ def test_a_worker_that_slept_and_was_taken_for_dead_changes_nothing(quick, tmp_p
         ({"pruner": "median", "space": {"epochs": integer(1, 3)}}, "and the search space changes 'epochs'"),
         ({"pruner": "median", "seeds": 3}, "a trial has 3 seeds; ask for 1 seed, or set pruner='wilcoxon'"),
         ({"pruner": "wilcoxon", "seeds": 4}, "cannot end one before its fourth of 4 seeds; ask for 5 seeds or more"),
-        ({"trials": 0}, "trials is 0; a search needs at least 1"),
+        ({"trials": 0}, "trials is 0; a search needs a whole number of them, at least 1"),
         ({"seeds": 0}, "the number of seeds is 0"),
-        ({"max_hours": 0}, "max_hours is 0; it must be above 0"),
+        ({"max_hours": 0}, "max_hours is 0; it must be a number above 0"),
+        ({"max_hours": "1"}, "max_hours is '1'; it must be a number above 0"),
+        ({"patience": 0}, "patience is 0; it is a number of trials, at least 1"),
+        ({"sampler": optuna.samplers.RandomSampler()}, "; give it by its name. Known: "),
+        ({"pruner": ["median"]}, "pruner is ['median']; give it by its name. Known: hyperband, "),
+        ({"trials": "5"}, "trials is '5'; a search needs a whole number of them, at least 1"),
+        ({"folder": 3}, "folder is 3; it is a path, such as 'studies/NAME'"),
         ({"together": 3}, "tune has no option 'together'"),
         ({"folder": None}, "give folder='studies/NAME'"),
         ({"recipe": cj.override(RECIPE, {"data.validation": 0})}, "a study compares its runs on a validation split"),
@@ -558,8 +694,9 @@ def test_a_storage_that_belongs_to_another_study_is_refused(quick, tmp_path):
     with pytest.raises(cj.InputError, match=r"are kept in --storage='sqlite:.*shared.db'; ask for the same"):
         run(tmp_path / "a/study", trials=1)
     (tmp_path / "shared.db").unlink()
-    with pytest.raises(cj.InputError, match=r"holds no study 'study', which .* began in it; correct the address"):
+    with pytest.raises(cj.InputError, match=r"are not there \(.*shared.db\); correct the address, or restore"):
         run(tmp_path / "a/study", trials=1, storage=address)
+    assert not (tmp_path / "shared.db").exists()
 
 
 def test_a_kill_while_a_study_begins_is_repaired(quick, tmp_path, monkeypatch):
@@ -580,7 +717,7 @@ def test_a_kill_while_a_study_begins_is_repaired(quick, tmp_path, monkeypatch):
 
 
 def test_other_folders_are_refused(quick, tmp_path):
-    for name, answer in (("run.json", "is the workdir of a run"), ("study.json", "is the folder of another study")):
+    for name, answer in (("run.json", "is the workdir of a run"), ("study.json", "is the folder of a study")):
         folder = tmp_path / name.partition(".")[0]
         folder.mkdir()
         (folder / name).write_text("{}")

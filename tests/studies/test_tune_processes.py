@@ -118,7 +118,7 @@ def test_a_signal_ends_the_command_and_the_same_command_continues(processes, num
     ("more", "answer"),
     [
         (["--processes=0"], "error: processes is 0; it is the number of workers, at least 1"),
-        (["--trials=0", "--processes=2"], "error: trials is 0; a search needs at least 1"),
+        (["--trials=0", "--processes=2"], "error: trials is 0; a search needs a whole number of them, at least 1"),
         (["--pruner=wilcoxon"], "error: pruner 'wilcoxon' compares trials seed by seed"),
     ],
 )
