@@ -197,7 +197,7 @@ def without_facts(recipe: ConfigDict) -> ConfigDict:
 
     Raises InputError where a field that was removed holds another value than the one that changes nothing.
     """
-    kept = ConfigDict(recipe).unlock()
+    kept = ConfigDict(recipe, convert_dict=True).copy_and_resolve_references().unlock()
     for path, default in REMOVED.items():
         if (value := flatten(kept).get(path, default)) != default:
             raise InputError(f"recipe field '{path}' is {value!r}; it was removed, only {default!r} can still be read")

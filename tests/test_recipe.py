@@ -15,7 +15,17 @@ from cifar_jax import training
 from cifar_jax.errors import OTHER_NAMES, InputError
 from cifar_jax.models import MODELS
 from cifar_jax.models.cnn import CNN
-from cifar_jax.recipe import build, differences, flatten, freeze, from_json, override, parameters, to_json
+from cifar_jax.recipe import (
+    build,
+    differences,
+    flatten,
+    freeze,
+    from_json,
+    override,
+    parameters,
+    to_json,
+    without_facts,
+)
 from cifar_jax.runs.recipes import load_recipe
 from cifar_jax.training.check import check
 from cifar_jax.training.losses import LOSSES
@@ -292,3 +302,9 @@ def test_differences_are_one_line_a_field(base):
 
 def test_flatten_keeps_dotted_keys():
     assert flatten({"a": {"b": 1, "c": {"d": (2,)}}, "e.f": 3}) == {"a.b": 1, "a.c.d": (2,), "e.f": 3}
+
+
+def test_facts_are_taken_from_a_copy():
+    recipe = override(made.recipe(), {})
+    assert "image_shape" not in without_facts(recipe).data
+    assert "image_shape" in recipe.data

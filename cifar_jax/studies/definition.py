@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cifar_jax.errors import InputError
-from cifar_jax.recipe import differences, flatten, freeze, override, tuples
+from cifar_jax.recipe import FACTS, differences, flatten, freeze, override, tuples
 from cifar_jax.runs.fingerprint import differences as function_differences
 from cifar_jax.runs.identity import FREE_FIELDS, fixed_fields
 from cifar_jax.studies.fields import plain, typed, with_defaults
@@ -65,8 +65,9 @@ class Definition:
         return cls(**own, arms=arms, seeds=tuple(values["seeds"]), context=values.get("context"))
 
 
-def ablation_arms(recipe: Any, changes: Sequence[Mapping[str, Any]]) -> list[StudyArm]:
-    """The recipe itself, and an arm for each set of changes.
+def ablation_arms(recipe: Any, changes: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> list[StudyArm]:
+    """The recipe itself, and an arm for each set of changes; `names` are those of the arms, "" where the changes name
+    it.
 
     Raises InputError on a field that is unknown or of another type, a change that changes nothing, and equal arms.
     """
@@ -75,7 +76,24 @@ def ablation_arms(recipe: Any, changes: Sequence[Mapping[str, Any]]) -> list[Stu
         if not change or not effective(recipe, change):
             shown = ", ".join(f"{path}={value!r}" for path, value in flatten(change).items())
             raise InputError(f"the change '{shown}' changes nothing in this recipe; give another value")
-    return named(recipe, [{}, *changes])
+    return named(recipe, [{}, *changes], ["", *names])
+
+
+def changes_to(recipe: Any, other: Any) -> dict[str, Any]:
+    """The changes that make another recipe of this one, but for the seed, the fields that decide the images and those
+    that change no result: these follow the recipe."""
+    before, after = with_defaults(recipe), with_defaults(other)
+    kept = ("seed", *OF_DATA, *FREE_FIELDS, *FACTS)
+    changed = [path for path in after if path not in kept and before.get(path) != after[path]]
+    # A section of another name begins without parameters: those that the other recipe sets, and no defaults.
+    renamed = tuple(path.removesuffix("name") for path in changed if path.endswith(".name"))
+    given = [path for path in flatten(other) if path.startswith(renamed)]
+    changed = [path for path in changed if not path.startswith(renamed)]
+    changes = {path: tuples(after[path]) for path in [*given, *changed]}
+    found = with_defaults(override(recipe, typed(recipe, changes)))
+    if wrong := [path for path in {**found, **after} if path not in kept and found.get(path) != after.get(path)]:
+        raise InputError(f"the recipes differ in '{wrong[0]}', which changes of fields cannot tell; add it to one")
+    return changes
 
 
 def grid_arms(recipe: Any, grid: Mapping[str, Sequence[Any]]) -> list[StudyArm]:
@@ -125,13 +143,13 @@ def effective(recipe: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
     return {path: after.get(path) for path in sorted(paths) if before.get(path) != after.get(path)}
 
 
-def named(recipe: Any, changes: Sequence[Mapping[str, Any]]) -> list[StudyArm]:
+def named(recipe: Any, changes: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> list[StudyArm]:
     """Arms with names and folders. Raises InputError where two are equal."""
     arms: dict[tuple[str, ...], StudyArm] = {}
-    for change in changes:
+    for change, given in itertools.zip_longest(changes, names):
         values = with_defaults(override(recipe, typed(recipe, flatten(change))))
         change = {path: tuples(values.get(path, value)) for path, value in flatten(change).items()}
-        name = label(change) or BASE
+        name = given or label(change) or BASE
         arm = StudyArm(name, change, f"runs/{folder_name(name)}")
         if other := arms.get(arm.key(recipe)):
             raise InputError(f"the arms '{other.name}' and '{arm.name}' are the same; leave one out")

@@ -8,7 +8,7 @@ from cifar_jax.errors import InputError
 from cifar_jax.runs.recipes import load_recipe
 from cifar_jax.studies.compare import check_detect, check_metric
 from cifar_jax.studies.comparison import Comparison
-from cifar_jax.studies.definition import StudyArm, ablation_arms, grid_arms
+from cifar_jax.studies.definition import StudyArm, ablation_arms, changes_to, grid_arms
 from cifar_jax.studies.engines import take_engine
 from cifar_jax.studies.options import FUNCTIONS, Options
 from cifar_jax.studies.study import Study
@@ -16,7 +16,7 @@ from cifar_jax.studies.study import Study
 
 def ablate(
     recipe: Any,
-    changes: Sequence[Mapping[str, Any]] = (),
+    changes: Sequence[Mapping[str, Any] | str | Path] = (),
     *,
     seeds: int = 5,
     folder: str | Path | None = None,
@@ -28,10 +28,11 @@ def ablate(
 
         table = cj.ablate("configs/convnet.py", [{"augment.flip": 0}, {"model.dropout": 0}], seeds=8)
 
-    recipe: a recipe, or the file of one. changes: field -> value, dotted or nested; one set for each arm; without
-    any, the seeds of the recipe alone are trained. seeds: their number, from recipe.seed on. folder: that of
-    the study; only a recipe file has a default, studies/<recipe>-ablate. metric and detect are as for `compare`;
-    options are those of `studies.study.Options`, and model=..., loss=... as for `fit`.
+    recipe: a recipe, or the file of one. changes: field -> value, dotted or nested; one set for each arm; or the file
+    of another recipe, whose data and seed follow the first; without any, the seeds of the recipe alone are trained.
+    seeds: their number, from recipe.seed on. folder: that of the study; only a recipe file has a default,
+    studies/<recipe>-ablate. metric and detect are as for `compare`; options are those of `studies.study.Options`, and
+    model=..., loss=... as for `fit`.
     engine="local", processes=2 or engine="slurm", partition="gpu", time_limit=60: see `studies.engines`.
 
     The same call continues a study that was interrupted; more arms or seeds extend it. Raises InputError where an arm
@@ -39,7 +40,7 @@ def ablate(
     """
     base, place = _base(recipe, folder, "ablate")
     _check_report(metric, detect)
-    return _trained(base, place, "ablate", ablation_arms(base, changes), seeds, options).comparison(metric, detect)
+    return _trained(base, place, "ablate", arms_of(base, changes), seeds, options).comparison(metric, detect)
 
 
 def sweep(
@@ -61,6 +62,15 @@ def sweep(
     base, place = _base(recipe, folder, "sweep")
     _check_report(metric, detect)
     return _trained(base, place, "sweep", grid_arms(base, grid), seeds, options).comparison(metric, detect)
+
+
+def arms_of(recipe: Any, changes: Sequence[Mapping[str, Any] | str | Path]) -> list[StudyArm]:
+    """The arms of an ablation. One that a recipe file gives has the name of the file.
+
+    Raises InputError as `ablation_arms`, and where a file is no recipe.
+    """
+    given = [changes_to(recipe, load_recipe(each)) if isinstance(each, str | Path) else each for each in changes]
+    return ablation_arms(recipe, given, [str(each) if isinstance(each, str | Path) else "" for each in changes])
 
 
 def _base(recipe: Any, folder: str | Path | None, command: str) -> tuple[Any, Path]:

@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 
 import cifar_jax as cj
+from cifar_jax.recipe import without_facts
 from cifar_jax.runs import light, loop, programs
 from cifar_jax.runs.workdir import read_predictions
 from cifar_jax.studies import execution
 from cifar_jax.studies import study as studies
 from cifar_jax.studies.definition import ablation_arms, grid_arms
 from cifar_jax.studies.execution import EXECUTIONS, choose, measure
+from cifar_jax.studies.fields import with_defaults
+from cifar_jax.studies.recipe_file import write_recipe
 from cifar_jax.studies.study import Options, Study
 from cifar_jax.studies.study_file import read_study, write_study
+from cifar_jax.studies.sweep import arms_of
 from tests import made
 
 DATA = {"train": made.split(96, seed=0), "test": made.split(40, seed=1)}
@@ -112,6 +116,30 @@ def test_arms_and_seeds_extend_a_study(copied, monkeypatch):
         "learning_rate=0.05/seed2",
     ]  # fmt: skip
     assert [row.summary.count for row in table.rows] == [3, 3, 3, 3]
+
+
+def test_an_arm_can_be_the_recipe_of_a_file(tmp_path, monkeypatch):
+    other = cj.override(
+        RECIPE,
+        {"optimizer.name": "adamw", "optimizer.learning_rate": 0.002, "schedule.name": "cosine", "model.dropout": 0.0,
+         "seed": 7, "data.validation": 40, "checkpoint.every_epochs": 3},
+    )  # fmt: skip
+    path = tmp_path / "best.py"
+    write_recipe(path, without_facts(other), "Another recipe.")
+    recipe = cj.override(RECIPE, {"epochs": 1})
+    arms = arms_of(recipe, [path, {"augment.flip": 0}])
+    assert [arm.name for arm in arms] == ["base", str(path), "flip=0.0"]
+    kept = {"seed": 3, "data.validation": 32, "checkpoint.every_epochs": recipe.checkpoint.every_epochs}
+    assert with_defaults(arms[1].recipe(recipe, 3)) == with_defaults(cj.override(other, kept))
+    table = ablate(tmp_path / "study", [path], recipe=recipe, seeds=1)
+    assert [row.name for row in table.rows] == ["base", str(path)]
+    again = trained(monkeypatch)
+    ablate(tmp_path / "study", [str(path)], recipe=recipe, seeds=1)
+    assert not again
+    with pytest.raises(cj.InputError, match="changes nothing in this recipe"):
+        arms_of(other, [path])
+    with pytest.raises(cj.InputError, match=r"recipe 'none.py' is not a file"):
+        arms_of(other, ["none.py"])
 
 
 def test_the_seeds_of_a_recipe_are_a_study_that_changes_extend(tmp_path, monkeypatch):
