@@ -1,5 +1,6 @@
 """What a report says of a hyper-parameter search: history, learning curves, slices, importances."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,6 +105,10 @@ def slices_figure(found: Tuned, measured: Sequence[TrialRecord]) -> Figure:
         else:
             plot.set_xscale("log" if values.log else "linear")
             plot.set_xlim(values.low, values.high)
+            if values.log and values.high < 100 * values.low:  # the labels of the minor ticks would overlap
+                ticks = [values.low, math.sqrt(values.low * values.high), values.high]
+                plot.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+                plot.set_xticks([], minor=True)
         _scatter(plot, found, own, places)
         plot.set_ylim(lowest - margin, highest + margin)
         plot.tick_params(labelsize=8)

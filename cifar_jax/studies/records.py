@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cifar_jax.errors import InputError, nearest
+from cifar_jax.errors import InputError, nearest, suggestion
 from cifar_jax.recipe import tuples
 from cifar_jax.runs.identity import FREE_FIELDS, LATER_FIELDS
 from cifar_jax.runs.log import read_metrics
@@ -152,7 +152,10 @@ def find_base(arms: Sequence[Arm], base: str | None) -> Arm:
     matches = named or [arm for arm in arms if wanted and all(has(arm, name, value) for name, _, value in wanted)]
     labels = {id(arm): label(arm.select(changed_fields(arms))) for arm in arms}
     if not matches:
-        raise InputError(f"base '{base}' matches no arm{nearest(base, labels.values())}")
+        names = [next(iter({run.arm for run in arm.runs})) or labels[id(arm)] for arm in arms]
+        meant = suggestion(base, names)
+        hint = f"; did you mean '{meant}'?" if meant else ""
+        raise InputError(f"base '{base}' matches no arm{hint}; the arms are: {'; '.join(names)}")
     if len(matches) > 1:
         listed = "; ".join(labels[id(arm)] for arm in matches)
         raise InputError(f"base '{base}' matches {len(matches)} arms; name one of them by its fields: {listed}")

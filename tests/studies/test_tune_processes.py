@@ -81,7 +81,10 @@ def command(space, folder, *more):
 
 def test_the_command_with_two_processes(space, tmp_path):
     done = subprocess.run(
-        command(space, tmp_path / "study", "--trials=3", "--processes=2"), cwd=ROOT, capture_output=True, text=True
+        command(space, tmp_path / "study", "--trials=3", "--processes=2", "--patience=9"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("3 trials: 3 finished.")
@@ -112,6 +115,26 @@ def test_a_signal_ends_the_command_and_the_same_command_continues(processes, num
     assert ("the workers stop too" in said) == (processes > 1)
     assert (folder / "trials/0/interrupted").exists()
     assert not list(folder.glob("trials.csv"))
+
+
+def test_the_exit_code_tells_that_all_trials_failed(tmp_path, capsys):
+    from cifar_jax.cli import main
+
+    path = tmp_path / "space.py"
+    path.write_text(
+        "from cifar_jax.studies.space import uniform\n\n\n"
+        'def get_space():\n    return {"optimizer.learning_rate": uniform(1e30, 2e30)}\n'
+    )
+    assert main(command(path, tmp_path / "study", "--trials=2")[2:]) == 1
+    assert "2 trials: 2 failed." in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing(space, tmp_path, capsys):
+    from cifar_jax.cli import main
+
+    assert main(command(space, tmp_path / "study", "--trials=2", "--dry_run")[2:]) == 0
+    assert "optimizer.learning_rate: log_uniform(0.0001, 0.01)\n2 trials (0 more are there" in capsys.readouterr().out
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize(
