@@ -47,6 +47,8 @@ def override(recipe: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) 
 
     Raises InputError on a field that does not exist or a value of another type.
     """
+    if not isinstance(recipe, SECTION):
+        raise InputError(f"the recipe is {recipe!r}; give a recipe, as load_recipe returns it, or the file of one")
     changed = ConfigDict(recipe, convert_dict=True).copy_and_resolve_references()
     changed.unlock()
     flat = flatten(changes)

@@ -221,7 +221,7 @@ def test_a_damaged_evaluation_is_written_anew(content, tmp_path):
 @pytest.mark.parametrize("content", ["{}", "[]", "3"])
 def test_what_is_json_but_no_recipe(content, tmp_path):
     (tmp_path / "recipe.json").write_text(content)
-    with pytest.raises(cj.InputError, match=r"recipe\.json is damaged, it is not a recipe"):
+    with pytest.raises(cj.InputError, match=r"recipe\.json is not a recipe, or is damaged"):
         cj.load_recipe(tmp_path / "recipe.json")
 
 

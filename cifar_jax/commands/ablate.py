@@ -9,6 +9,7 @@ changes and seeds extend it.
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from cifar_jax.commands import studies
@@ -34,6 +35,8 @@ def parse_change(text: str) -> dict[str, Any] | str:
     """ "model.dropout=0,augment.crop=4" -> {"model.dropout": 0, "augment.crop": 4}; the name of a file is kept."""
     if "=" not in text and text.endswith((".py", ".json")):
         return text
+    if (Path(text) / "best.py").exists():
+        raise InputError(f"--change='{text}' is the folder of a search; give its recipe, {Path(text) / 'best.py'}")
     change: dict[str, Any] = {}
     for part in split_outside_brackets(text):
         field, equals, value = part.partition("=")

@@ -86,6 +86,8 @@ def run(options: argparse.Namespace, command: str, arms_of: Callable[[Any], Any]
     check_detect(options.metric, options.detect)
     check_plots(options)
     recipe = cj.load_recipe(options.config, options.changes)
+    if options.folder == "":
+        raise cj.InputError("--folder='' names no folder; give one, such as studies/NAME")
     folder = Path(options.folder or f"studies/{Path(options.config).stem}-{command}")
     names = ("data_dir", "light", "execution", "together", "max_hours", "max_runs", "retry")
     chosen = Options(engine=engine, **{name: getattr(options, name) for name in names})

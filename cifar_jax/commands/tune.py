@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     global _search, _workers
     engine = studies.engine_of(options)
     recipe = cj.load_recipe(options.config, options.changes)
-    folder = options.folder or f"studies/{Path(options.config).stem}-tune"
+    folder = f"studies/{Path(options.config).stem}-tune" if options.folder is None else options.folder
     names = ("metric", "sampler", "pruner", "seeds", "data_dir", "light", "max_hours", "patience", "retry")
     chosen = {name: getattr(options, name) for name in names}
     search = Search(recipe, options.space, folder=folder, address=options.storage, **chosen)

@@ -44,7 +44,7 @@ def read_recipe(path: Path) -> ConfigDict:
     """A run's recipe.json. Raises InputError where it is damaged."""
     values = read_json(path)
     if not isinstance(values, dict) or not {*BUILT, "data"} - {"objective"} <= values.keys():
-        raise InputError(f"{path} is damaged, it is not a recipe")
+        raise InputError(f"{path} is not a recipe, or is damaged")
     return from_json(values)
 
 
@@ -65,7 +65,7 @@ def call_file(file: Path, function: str, kind: str, fault: str, example: str) ->
         spec.loader.exec_module(module)
     except (SyntaxError, ImportError) as error:
         raise InputError(f"{kind} '{file}' cannot be read: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(_raised(kind, file, error)) from error
     if not hasattr(module, function):
         raise InputError(f"{kind} '{file}' defines no {function}(); see {example} for the form")
@@ -78,11 +78,11 @@ def call_file(file: Path, function: str, kind: str, fault: str, example: str) ->
         return called()
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(_raised(kind, file, error)) from error
 
 
-def _raised(kind: str, file: Path, error: Exception) -> str:
+def _raised(kind: str, file: Path, error: BaseException) -> str:
     """That a user's file raised an error, and in which of its lines."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
     where = f" at line {lines[-1]}" if lines else ""

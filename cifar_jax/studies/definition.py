@@ -169,7 +169,7 @@ def seeds_of(recipe: Any, arms: Sequence[StudyArm], count: int) -> tuple[int, ..
     """recipe.seed, recipe.seed + 1, ... Raises InputError unless there is at least one, and where the seeds of an arm
     are all set, so that its runs would be equal."""
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise InputError(f"the number of seeds is {count!r}; a study needs at least 1")
+        raise InputError(f"the number of seeds is {count!r}; it is a whole number, at least 1")
     for arm in arms if count > 1 else ():
         if all(seed != FOLLOW for seed in arm.recipe(recipe, recipe.seed).seeds.values()):
             what = "seeds.weights, seeds.order and seeds.augmentation are all set"

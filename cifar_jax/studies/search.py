@@ -68,6 +68,7 @@ class Search:
         storage.optuna_library()
         self.folder = tune_file.folder_of(recipe, folder)
         check_free(self.folder, tune_file.FILE, "the search")
+        tune_file.check_new(self.folder)
         given = load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
         self.space = load_space(space) if isinstance(space, str | Path) else space
         self.metric, self.sampler, self.pruner, self.options = metric, sampler, pruner, search_options(options)
@@ -102,10 +103,14 @@ class Search:
     def _check_recipes(self) -> None:
         """Raises InputError where a value of the space makes a recipe that cannot be trained."""
         given = {"context": self.options.context, "evaluate": "validation", "executor": _executor()}
+        checked = lambda changes: check(
+            self._recipe(changes, self.seeds[0]), self.data, **given, **self.options.functions
+        )
         for changes in examples(self.space):
             try:
-                check(self._recipe(changes, self.seeds[0]), self.data, **given, **self.options.functions)
+                checked(changes)
             except InputError as error:
+                checked({})  # a fault of the recipe is none of the space
                 shown = ", ".join(f"{path}={value!r}" for path, value in changes.items())
                 raise InputError(f"the search space has a recipe that cannot be trained ({shown}): {error}") from error
 
@@ -227,7 +232,7 @@ class Search:
         """Whether no further trial begins, and says why. Call it inside `queue_lock`."""
         result, patience = self._result(), self.options.patience
         if result.all_failed and len(result.trials) >= FAILURES:
-            what = f"stopped: all {len(result.trials)} trials have failed, the last one: {result.trials[-1].reason}"
+            what = f"stopped: all {len(result.trials)} trials have failed"
             self._say(f"{what}; --retry trains them again, and another space needs another folder")
             return True
         if patience and (since := result.since_best()) >= patience:

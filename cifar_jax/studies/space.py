@@ -131,8 +131,19 @@ def check_space(recipe: Any, space: Any) -> None:
         if any(isinstance(value, Mapping) for value in points(values)):
             raise InputError(f"the search space has {values} for '{path}'; sections are given by alternatives(...)")
         _check_values(path, values)
-        for value in (*points(values), *_between(values)):
+        _check_field(recipe, path, values)
+
+
+def _check_field(recipe: Any, path: str, values: Any) -> None:
+    """Raises InputError where a field does not take the values, or only the ends of a range of them."""
+    for value in points(values):
+        check_changes(recipe, {path: value})
+    for value in _between(values):
+        try:
             check_changes(recipe, {path: value})
+        except InputError as error:
+            what = f"the search space's {values} for '{path}' has fractions, and the field takes whole numbers"
+            raise InputError(f"{what}; give integer(low, high)") from error
 
 
 def _between(values: Any) -> tuple[float, ...]:
@@ -155,8 +166,7 @@ def _check_alternatives(recipe: Any, path: str, values: Alternatives) -> None:
                 raise InputError(f"{what}; give each combination as a section of its own")
             if isinstance(inner, Choice | Range):
                 _check_values(f"{path}.{field}", inner)
-            for value in (*points(inner), *_between(inner)):
-                check_changes(override(recipe, fixed), {f"{path}.{field}": value})
+            _check_field(override(recipe, fixed), f"{path}.{field}", inner)
 
 
 def _check_values(path: str, values: Choice | Range) -> None:
@@ -165,10 +175,12 @@ def _check_values(path: str, values: Choice | Range) -> None:
     if isinstance(values, Choice):
         if not values.values:
             fault = "has no values; give at least one"
+        elif any(isinstance(value, float) and not math.isfinite(value) for value in values.values):
+            fault = "has a value that is not finite"
         elif any(_equal(*pair) for pair in itertools.combinations(values.values, 2)):
             fault = "has a value twice; give each once"
     elif not all(isinstance(end, int | float) and math.isfinite(end) for end in (values.low, values.high)):
-        fault = "has an end that is no number"
+        fault = "has an end that is no finite number"
     elif not isinstance(values.step, int | float | None) or not math.isfinite(values.step or 0):
         fault = "has a step that is no number"
     elif values.low >= values.high:

@@ -98,9 +98,10 @@ def connect(address: Any) -> Any:
         raise InputError(f"storage '{shown(address)}' needs a driver that is not installed; {remedy}") from error
     except database_errors() as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise InputError(
-            f"storage '{shown(address)}' cannot be reached ({reason}); start the database, or correct the address"
-        ) from error
+        remedy = "start the database, or correct the address"
+        if address.get_backend_name() == "sqlite":
+            remedy = "restore that file, or correct the address"
+        raise InputError(f"storage '{shown(address)}' cannot be reached ({reason}); {remedy}") from error
     except RuntimeError as error:  # tables of another version of Optuna
         raise InputError(f"storage '{shown(address)}' cannot be used: {str(error).splitlines()[0]}") from error
 

@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict, FrozenConfigDict
+
 from cifar_jax.errors import InputError
+from cifar_jax.recipe import BUILT
 from cifar_jax.runs.recipes import load_recipe
 from cifar_jax.studies.compare import check_detect, check_metric
 from cifar_jax.studies.comparison import Comparison
@@ -16,7 +19,7 @@ from cifar_jax.studies.study import Study
 
 def ablate(
     recipe: Any,
-    changes: Sequence[Mapping[str, Any] | str | Path] = (),
+    changes: Sequence[Any] = (),
     *,
     seeds: int = 5,
     folder: str | Path | None = None,
@@ -28,9 +31,9 @@ def ablate(
 
         table = cj.ablate("configs/convnet.py", [{"augment.flip": 0}, {"model.dropout": 0}], seeds=8)
 
-    recipe: a recipe, or the file of one. changes: field -> value, dotted or nested; one set for each arm; or the file
-    of another recipe, whose data and seed follow the first; without any, the seeds of the recipe alone are trained.
-    seeds: their number, from recipe.seed on. folder: that of the study; only a recipe file has a default,
+    recipe: a recipe, or the file of one. changes: field -> value, dotted or nested, one set for each arm; or another
+    recipe or its file, whose data and seed follow the first; without any, the seeds of the recipe alone are
+    trained. seeds: their number, from recipe.seed on. folder: that of the study; only a recipe file has a default,
     studies/<recipe>-ablate. metric and detect are as for `compare`; options are those of `studies.study.Options`, and
     model=..., loss=... as for `fit`.
     engine="local", processes=2 or engine="slurm", partition="gpu", time_limit=60: see `studies.engines`.
@@ -64,13 +67,24 @@ def sweep(
     return _trained(base, place, "sweep", grid_arms(base, grid), seeds, options).comparison(metric, detect)
 
 
-def arms_of(recipe: Any, changes: Sequence[Mapping[str, Any] | str | Path]) -> list[StudyArm]:
-    """The arms of an ablation. One that a recipe file gives has the name of the file.
+def arms_of(recipe: Any, changes: Sequence[Any]) -> list[StudyArm]:
+    """The arms of an ablation: changes, or other recipes, or their files, whose names the arms have.
 
     Raises InputError as `ablation_arms`, and where a file is no recipe.
     """
-    given = [changes_to(recipe, load_recipe(each)) if isinstance(each, str | Path) else each for each in changes]
-    return ablation_arms(recipe, given, [str(each) if isinstance(each, str | Path) else "" for each in changes])
+    names = [str(each) if isinstance(each, str | Path) else "" for each in changes]
+    return ablation_arms(recipe, [_changes(recipe, each) for each in changes], names)
+
+
+def _changes(recipe: Any, given: Any) -> Mapping[str, Any]:
+    """Changes as they are, or those that make another recipe of this one."""
+    other = load_recipe(given) if isinstance(given, str | Path) else given
+    if not isinstance(other, ConfigDict | FrozenConfigDict) or not {*BUILT} - {"objective"} <= {*other}:
+        return other
+    if found := changes_to(recipe, other):
+        return found
+    what = f"'{given}' is" if isinstance(given, str | Path) else "an arm is"
+    raise InputError(f"{what} the recipe itself, so that there is nothing to compare")
 
 
 def _base(recipe: Any, folder: str | Path | None, command: str) -> tuple[Any, Path]:

@@ -32,9 +32,18 @@ def folder_of(recipe: Any, folder: Any) -> Path:
     """The folder of a search; only a recipe file has a default. Raises InputError where none follows."""
     if folder is None and not isinstance(recipe, str | Path):
         raise InputError("tune needs the folder of the study; give folder='studies/NAME'")
-    if not isinstance(folder, str | Path | None):
+    if not isinstance(folder, str | Path | None) or folder == "":
         raise InputError(f"folder is {folder!r}; it is a path, such as 'studies/NAME'")
     return Path(folder or f"studies/{Path(recipe).stem}-tune")
+
+
+def check_new(folder: Path) -> None:
+    """Raises InputError where a search that begins in the folder would overwrite what is there."""
+    if not (folder / FILE).exists():
+        for name in (SPACE, "trials.db", "trials.csv", "best.py", "plots", "trials"):
+            if (folder / name).exists():
+                what = f"'{folder}' has '{name}', and no {FILE} that says which search it belongs to"
+                raise InputError(f"{what}; name another folder, or restore {FILE}")
 
 
 def read_tune(folder: Path) -> dict[str, Any] | None:
@@ -69,8 +78,8 @@ def check_same(folder: Path, stored: dict[str, Any], wanted: Definition, search:
     """Raises InputError, naming what differs, where the folder holds another search."""
     refuse = lambda what: InputError(f"'{folder}' holds another study ({what}); name another folder")
     known = Definition.from_json(stored["definition"])
-    if known.seeds != wanted.seeds:
-        raise refuse(f"of {len(known.seeds)} seeds a trial from seed {known.seeds[0]} on")
+    if len(known.seeds) != len(wanted.seeds):
+        raise refuse(f"seeds of a trial: {len(known.seeds)} -> {len(wanted.seeds)}")
     extended(known, wanted, folder, recipe)
     for name in SEARCH:
         if stored[name] != search[name]:
@@ -120,12 +129,12 @@ def open_study(
     import optuna
 
     stored = stored or {"format": FORMAT, "id": uuid.uuid4().hex, "begun": False, **facts}
+    if not stored["begun"]:
+        write_sealed(folder / FILE, stored)  # before trials.db, which says nothing without it
     storage, name = _connect(folder, stored, address)
     there = check_owner(storage, address, name, stored["id"])
     if stored["begun"] and not there:
         raise _lost(folder, address)
-    if not stored["begun"]:
-        write_sealed(folder / FILE, stored)
     study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True, **more)
     if not stored["begun"]:
         study.set_user_attr(IDENTITY, stored["id"])

@@ -116,7 +116,9 @@ class Tuned:
         unit = f"{self.metric}{' %' if self.metric == 'validation_accuracy' else ''}"
         what = f"mean of {self.seeds} seeds" if self.seeds > 1 else "1 seed"
         title = f"{self.counts()}. {self.metric} ({what}) of the model that each run returns; a trial that was pruned"
-        title += " has its last report. The best of many is higher than a new run of it: the test split was not used."
+        title += " has its last report."
+        if ended:
+            title += " The best of many is higher than a new run of it: the test split was not used."
         form = form_of(self.metric).value
         rows = [
             (

@@ -106,14 +106,18 @@ def test_a_space_is_described_as_it_is_written():
         ({"lr": log_uniform(1e-3, 1)}, "recipe field 'lr' is unknown; did you mean 'optimizer.learning_rate'?"),
         ({"model.dropout": uniform(0.5, 0.5)}, "uniform(0.5, 0.5) for 'model.dropout' is empty: the first number must"),
         ({"model.dropout": uniform(0.5, 0.1)}, "is empty"),
-        ({"model.dropout": uniform(0, float("inf"))}, "has an end that is no number"),
+        ({"model.dropout": uniform(0, float("inf"))}, "has an end that is no finite number"),
+        ({"model.dropout": choice(0.1, float("nan"))}, "has a value that is not finite"),
         ({"model.dropout": choice()}, "choice() for 'model.dropout' has no values; give at least one"),
         ({"model.dropout": choice(0.1, 0.1)}, "has a value twice"),
         ({"optimizer.learning_rate": log_uniform(0, 1)}, "is logarithmic: its numbers must be above 0"),
         ({"epochs": integer(1, 4, step=5)}, "has a step that leaves one value or none"),
         ({"epochs": integer(1.5, 4)}, "has an end or a step that is no whole number"),
         ({"epochs": integer(1, 4, step=0.5)}, "has an end or a step that is no whole number"),
-        ({"batch_size": uniform(32, 128)}, "a float; it takes an int, such as"),
+        (
+            {"batch_size": uniform(32, 128)},
+            "uniform(32, 128) for 'batch_size' has fractions, and the field takes",
+        ),
         ({7: choice(1, 2)}, "the search space has 7 as a field; name a field of the recipe"),
         (
             {"optimizer": alternatives("sgd", "adam")},
@@ -174,6 +178,9 @@ def test_space_files(tmp_path):
     (tmp_path / "imports.py").write_text("import nothing_at_all\n")
     with pytest.raises(cj.InputError, match=r"imports.py' cannot be read: No module named 'nothing_at_all'"):
         load_space(tmp_path / "imports.py")
+    (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(cj.InputError, match=r"exits.py' raised SystemExit at line 1: 3"):
+        load_space(tmp_path / "exits.py")
     for text, line in (("x = 1 / 0\n", 1), ("def get_space():\n    return {'a': 1 / 0}\n", 2)):
         (tmp_path / "raises.py").write_text(text)
         with pytest.raises(cj.InputError, match=rf"raises.py' raised ZeroDivisionError at line {line}: division by"):

@@ -136,7 +136,8 @@ def test_an_arm_can_be_the_recipe_of_a_file(tmp_path, monkeypatch):
     again = trained(monkeypatch)
     ablate(tmp_path / "study", [str(path)], recipe=recipe, seeds=1)
     assert not again
-    with pytest.raises(cj.InputError, match="changes nothing in this recipe"):
+    assert arms_of(recipe, [other])[1].changes == arms[1].changes  # as an object; named by its changes
+    with pytest.raises(cj.InputError, match=r"best.py' is the recipe itself, so that there is nothing to compare"):
         arms_of(other, [path])
     with pytest.raises(cj.InputError, match=r"recipe 'none.py' is not a file"):
         arms_of(other, ["none.py"])
@@ -278,7 +279,7 @@ def test_no_run_begins_after_max_hours(tmp_path, monkeypatch):
         ({"metric": "test_accuracy"}, "metric 'test_accuracy' will be measured by none of the runs; the test split is"),
         ({"detect": -1}, "detect is -1; it must be a positive number"),
         ({"changes": [{"augment.flip": 2}]}, "arm 'flip=2.0': recipe field 'augment.flip' is 2.0; it must be between"),
-        ({"seeds": 0}, "the number of seeds is 0; a study needs at least 1"),
+        ({"seeds": 0}, "the number of seeds is 0; it is a whole number, at least 1"),
         (
             {"seeds": 70},
             "3 arms with 70 seeds are 210 runs, and max_runs is 200; ask for fewer, or set max_runs to",
@@ -286,7 +287,7 @@ def test_no_run_begins_after_max_hours(tmp_path, monkeypatch):
         ({"recipe": cj.override(RECIPE, {"data.validation": 0})}, "data.validation is 0; set a number of images, for"),
         ({"execution": "maped"}, "execution is 'maped'; did you mean 'mapped'?"),
         ({"execution": "devices"}, "execution='devices' needs several devices"),
-        ({"max_hours": 0}, "max_hours is 0; it must be above 0"),
+        ({"max_hours": 0}, "max_hours is 0; it must be a number above 0"),
         ({"together": 0}, "together is 0; it is the number of runs at once"),
         ({"folder": None}, "ablate needs the folder of the study"),
     ],

@@ -436,6 +436,7 @@ def test_a_search_that_signals_interrupt_anywhere_draws_what_an_unbroken_one_dra
 
 @pytest.mark.parametrize("inner", ["", "seed0"])
 def test_a_trial_whose_lock_is_taken_is_left_for_later(inner, quick, tmp_path):
+    search(tmp_path).open()
     with locked(tmp_path / "trials/0" / inner):
         result = run(tmp_path, trials=2)
         status = {trial.number: trial.status for trial in result.trials}
@@ -552,9 +553,8 @@ def test_a_search_whose_first_trials_all_fail_ends_and_can_be_retried(quick, tmp
         patch.setattr(search_module, "fit", failed)
         result = run(tmp_path, trials=40, progress=True)
         assert [trial.status for trial in result.trials] == ["failed"] * 5
-        assert (
-            "stopped: all 5 trials have failed, the last one: ValueError: no luck; --retry" in capsys.readouterr().err
-        )
+        assert "stopped: all 5 trials have failed; --retry trains them again" in capsys.readouterr().err
+        assert "The best of many" not in str(result)
         with pytest.raises(
             cj.InputError, match=r"all 5 trials .* have failed, the first one: ValueError: no luck; the"
         ):
@@ -593,6 +593,29 @@ def test_a_run_is_not_trained_into_the_folder_of_a_study(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_what_a_new_search_would_overwrite_is_refused(quick, tmp_path):
+    for name in ("best.py", "trials.csv"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(cj.InputError, match=rf"has '{name}', and no tune.json that says which search"):
+            run(folder)
+        assert [path.read_text() for path in folder.iterdir()] == ["mine"]
+    run(tmp_path / "search", trials=1)
+    (tmp_path / "search/tune.json").unlink()
+    before = (tmp_path / "search/trials.csv").read_text()
+    with pytest.raises(cj.InputError, match=r"has 'space.json', and no tune.json"):
+        run(tmp_path / "search", {"batch_size": choice(16, 32)})
+    assert (tmp_path / "search/trials.csv").read_text() == before
+
+
+def test_a_damaged_database_is_named(quick, tmp_path):
+    run(tmp_path, trials=1)
+    (tmp_path / "trials.db").write_text("no database at all, but text" * 100)
+    with pytest.raises(cj.InputError, match=r"cannot be reached \(file is not a database\); restore that file"):
+        run(tmp_path, trials=2)
+
+
 def test_a_file_in_place_of_the_folder_is_refused(quick, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(cj.InputError, match=r"folder '.*file' cannot be written \(File exists\); name another folder"):
@@ -617,6 +640,12 @@ def test_a_file_in_place_of_the_folder_is_refused(quick, tmp_path):
         ({"sampler": optuna.samplers.RandomSampler()}, "; give it by its name. Known: "),
         ({"pruner": ["median"]}, "pruner is ['median']; give it by its name. Known: hyperband, "),
         ({"trials": "5"}, "trials is '5'; a search needs a whole number of them, at least 1"),
+        ({"recipe": 3}, "the recipe is 3; give a recipe"),
+        (
+            {"recipe": cj.override(RECIPE, {"optimizer.rate": 1})},
+            "recipe field 'optimizer.rate' is unknown to optimizer",
+        ),
+        ({"folder": ""}, "folder is ''; it is a path"),
         ({"folder": 3}, "folder is 3; it is a path, such as 'studies/NAME'"),
         ({"together": 3}, "tune has no option 'together'"),
         ({"folder": None}, "give folder='studies/NAME'"),
@@ -668,7 +697,7 @@ def test_a_database_that_is_away_is_named_without_its_password(tmp_path):
         ({"metric": "validation_loss"}, "metric: validation_accuracy -> validation_loss"),
         ({"sampler": "random"}, "sampler: tpe -> random"),
         ({"pruner": "median"}, "pruner: none -> median"),
-        ({"seeds": 2}, "of 1 seeds a trial from seed 0 on"),
+        ({"seeds": 2}, "seeds of a trial: 1 -> 2"),
         ({"recipe": cj.override(RECIPE, {"epochs": 5})}, "holds another study (epochs: 4 -> 5)"),
         ({"data": {"train": made.split(96, seed=5)}}, "its data has digest made-96-4-8-0"),
         ({"storage": "sqlite:///other.db"}, "are kept in its own folder, without --storage; ask for the same"),
