@@ -94,11 +94,17 @@ def _record(number: int, every: Sequence[Any], folder: Path) -> TrialRecord:
 
 def _status(last: Any, retries: int, folder: Path) -> str:
     name = last.state.name
-    if name == "FAIL" and is_lost(last) and retries - (folder / MARK).exists() < MAX_RETRIES:
+    if name == "FAIL" and is_lost(last) and retries - _is_no_retry(last, folder) < MAX_RETRIES:
         return INTERRUPTED
     if name == "RUNNING" and not is_foreign(last) and is_free(folder):
         return INTERRUPTED
     return {"COMPLETE": FINISHED, "PRUNED": PRUNED, "FAIL": FAILED, "RUNNING": RUNNING, "WAITING": WAITING}[name]
+
+
+def _is_no_retry(last: Any, place: Path) -> bool:
+    """Whether what follows an attempt is no retry: a signal ended it, or it ended before it had its lock, which is when
+    it notes its host."""
+    return (place / MARK).exists() or "host" not in last.user_attrs
 
 
 def _reason(last: Any, count: int) -> str:
@@ -159,9 +165,7 @@ def _queue_again(study: Any, number: int, every: Sequence[Any], place: Path) -> 
     """Adds the next attempt, before the last one is marked as failed, so that a kill loses neither; False where none
     is left."""
     last = every[-1]
-    # An attempt without a host ended before it had its lock: it trained nothing.
-    interrupted = (place / MARK).exists() or "host" not in last.user_attrs
-    interruptions = last.user_attrs.get("interruptions", 0) + interrupted
+    interruptions = last.user_attrs.get("interruptions", 0) + _is_no_retry(last, place)
     if len(every) - interruptions > MAX_RETRIES:
         return False
     _add_attempt(study, number, every, place, interruptions)
