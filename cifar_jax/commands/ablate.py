@@ -19,7 +19,7 @@ from cifar_jax.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--change", action="append", default=[], metavar="FIELD=VALUE,...", help="an arm; or a recipe; repeatable"
+        "--change", action="append", default=[], metavar="FIELD=VALUE,...", help="an arm, or a recipe file; repeatable"
     )
     studies.add_arguments(parser)
 

@@ -72,7 +72,8 @@ class Tuned:
 
     def since_best(self) -> int:
         """How many trials have ended after the best one was drawn, without being better."""
-        return 0 if self.best is None else sum(t.is_over and t.number > self.best.number for t in self.trials)
+        best = self.best
+        return 0 if best is None else sum(trial.is_over and trial.number > best.number for trial in self.trials)
 
     def _order(self, trial: TrialRecord) -> float:
         """Ascending from the best trial on."""

@@ -166,21 +166,20 @@ def test_bad_spaces_are_refused(space, answer):
 def test_space_files(tmp_path):
     with pytest.raises(cj.InputError, match=r"search space 'none.py' is not a file; known spaces: configs/spaces/cnn"):
         load_space("none.py")
-    (tmp_path / "empty.py").write_text("")
-    with pytest.raises(cj.InputError, match=r"defines no get_space\(\); see configs/spaces/cnn.py for the form"):
-        load_space(tmp_path / "empty.py")
-    (tmp_path / "space.json").write_text("{}")
-    with pytest.raises(cj.InputError, match=r"is no .py file"):
-        load_space(tmp_path / "space.json")
-    (tmp_path / "called.py").write_text("def get_space(x):\n    return {}\n")
-    with pytest.raises(cj.InputError, match=r"get_space of search space '.*called.py' cannot be called: missing a req"):
-        load_space(tmp_path / "called.py")
-    (tmp_path / "imports.py").write_text("import nothing_at_all\n")
-    with pytest.raises(cj.InputError, match=r"imports.py' cannot be read: No module named 'nothing_at_all'"):
-        load_space(tmp_path / "imports.py")
-    (tmp_path / "exits.py").write_text("raise SystemExit(3)\n")
-    with pytest.raises(cj.InputError, match=r"exits.py' raised SystemExit at line 1: 3"):
-        load_space(tmp_path / "exits.py")
+    for name, text, answer in (
+        ("empty.py", "", r"defines no get_space\(\); see configs/spaces/cnn.py for the form"),
+        ("space.json", "{}", r"is no .py file"),
+        (
+            "called.py",
+            "def get_space(x):\n    return {}\n",
+            r"get_space of search space '.*called.py' cannot be called: missing a req",
+        ),
+        ("imports.py", "import nothing_at_all\n", r"imports.py' cannot be read: No module named 'nothing_at_all'"),
+        ("exits.py", "raise SystemExit(3)\n", r"exits.py' raised SystemExit at line 1: 3"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(cj.InputError, match=answer):
+            load_space(tmp_path / name)
     for text, line in (("x = 1 / 0\n", 1), ("def get_space():\n    return {'a': 1 / 0}\n", 2)):
         (tmp_path / "raises.py").write_text(text)
         with pytest.raises(cj.InputError, match=rf"raises.py' raised ZeroDivisionError at line {line}: division by"):
