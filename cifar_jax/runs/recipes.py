@@ -84,6 +84,7 @@ def call_file(file: Path, function: str, kind: str, fault: str, example: str) ->
 
 def _raised(kind: str, file: Path, error: BaseException) -> str:
     """That a user's file raised an error, and in which of its lines."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(file.absolute())]
     where = f" at line {lines[-1]}" if lines else ""
     return f"{kind} '{file}' raised {type(error).__name__}{where}: {error}"

@@ -163,7 +163,8 @@ def test_bad_spaces_are_refused(space, answer):
     assert answer in str(error.value)
 
 
-def test_space_files(tmp_path):
+def test_space_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(cj.InputError, match=r"search space 'none.py' is not a file; known spaces: configs/spaces/cnn"):
         load_space("none.py")
     for name, text, answer in (
@@ -182,8 +183,11 @@ def test_space_files(tmp_path):
             load_space(tmp_path / name)
     for text, line in (("x = 1 / 0\n", 1), ("def get_space():\n    return {'a': 1 / 0}\n", 2)):
         (tmp_path / "raises.py").write_text(text)
-        with pytest.raises(cj.InputError, match=rf"raises.py' raised ZeroDivisionError at line {line}: division by"):
-            load_space(tmp_path / "raises.py")
+        for path in (tmp_path / "raises.py", "raises.py"):
+            with pytest.raises(
+                cj.InputError, match=rf"raises.py' raised ZeroDivisionError at line {line}: division by"
+            ):
+                load_space(path)
 
 
 @pytest.mark.parametrize("values", [uniform(0, 0.5, step=0.1), uniform(0.1, 0.7, step=0.2), integer(2, 8, step=3)])
